@@ -1,0 +1,153 @@
+"""Advertisers: an identity, an objective, an account, and a view on what their learner bids.
+
+No learning happens here: a learner holds the state of all advertisers that share it as arrays, and
+the market writes the bids of a round into one (R, N) array of which each advertiser sees a column.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+import mesa
+import numpy as np
+from numpy.typing import ArrayLike
+
+from agents.learners.base import Learner
+from agents.platform import Tally
+from mechanisms.pool import Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Account:
+    """What happened so far, realised: (R, N) for a whole market, (R,) views for one advertiser.
+
+    Attributes:
+        requests: requests in which the advertiser was a candidate.
+        exposures: replies that showed its ad.
+        clicks: clicks on it.
+        value: value of these clicks.
+        payments: what it was charged.
+    """
+
+    requests: Floats
+    exposures: Floats
+    clicks: Floats
+    value: Floats
+    payments: Floats
+
+    @classmethod
+    def open(cls, *shape: int) -> Account:
+        """An empty account with arrays of `shape`."""
+        return cls(**{f.name: np.zeros(shape) for f in fields(cls)})
+
+    def of(self, index: int) -> Account:
+        """The account of one advertiser, as views that follow this one."""
+        return Account(**{f.name: getattr(self, f.name)[..., index] for f in fields(self)})
+
+    def settle(self, tally: Tally, values: Floats) -> None:
+        """Book a round, in place; `values` (N,) per click."""
+        self.requests[...] += tally.requests
+        self.exposures[...] += tally.shown
+        self.clicks[...] += tally.clicks
+        self.value[...] += values * tally.clicks
+        self.payments[...] += tally.charges
+
+    @property
+    def roi(self) -> Floats:
+        """Value per unit paid; NaN before anything is paid."""
+        paid = np.where(self.payments > 0, self.payments, np.nan)
+        return self.value / paid
+
+
+class Advertiser(mesa.Agent):
+    """Somebody with a product, a private value per click and a wish.
+
+    Attributes:
+        index: number of its ad in the catalog and in `pool.ads`.
+        title: title of its ad.
+        value: private value per click.
+        target_roi: least value per unit paid.
+        budget: most it may pay in the run, in each replication; infinite for none.
+        learner: what bids for it.
+        account: its (R,) account.
+    """
+
+    kind: ClassVar[Literal["utility", "value"]]
+
+    def __init__(
+        self,
+        model: mesa.Model,
+        *,
+        index: int,
+        title: str,
+        value: float,
+        target_roi: float,
+        budget: float,
+        learner: Learner,
+        account: Account,
+        bid: Floats,
+    ) -> None:
+        super().__init__(model)
+        self.index = index
+        self.title = title
+        self.value = value
+        self.target_roi = target_roi
+        self.budget = budget
+        self.learner = learner
+        self.account = account
+        self._bid = bid
+
+    @abstractmethod
+    def objective(self, value: ArrayLike, payment: ArrayLike) -> Floats:
+        """How good it is to get `value` for `payment`, elementwise."""
+
+    @property
+    def bid(self) -> Floats:
+        """(R,) bid of the current round, a read-only view."""
+        view = self._bid.view()
+        view.flags.writeable = False
+        return view
+
+    @property
+    def bid_over_value(self) -> Floats:
+        """(R,) bid of the current round as a fraction of the value per click."""
+        return self._bid / self.value
+
+    @property
+    def utility(self) -> Floats:
+        """(R,) value of clicks less charges, so far."""
+        return self.account.value - self.account.payments
+
+    @property
+    def spend(self) -> Floats:
+        """(R,) charges so far."""
+        return self.account.payments
+
+    @property
+    def roi(self) -> Floats:
+        """(R,) value per unit paid so far; NaN before anything is paid."""
+        return self.account.roi
+
+
+class UtilityMaximizer(Advertiser):
+    """Maximises value less payment."""
+
+    kind = "utility"
+
+    def objective(self, value: ArrayLike, payment: ArrayLike) -> Floats:
+        """Value less payment."""
+        return np.asarray(value, dtype=np.float64) - payment
+
+
+class ValueMaximizer(Advertiser):
+    """Maximises value, as long as every unit paid brings at least `target_roi` of it."""
+
+    kind = "value"
+
+    def objective(self, value: ArrayLike, payment: ArrayLike) -> Floats:
+        """Value where the target ROI is met (to rounding), minus infinity where it is not."""
+        value = np.asarray(value, dtype=np.float64)
+        owed = self.target_roi * np.asarray(payment, dtype=np.float64)
+        return np.where(value >= owed - 1e-9 * np.abs(owed), value, -np.inf)

@@ -1,0 +1,59 @@
+"""Learners by name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+
+from agents.learners.base import Learner, Population
+from agents.learners.hedge import Hedge
+from agents.learners.pacing import Pacing
+from agents.learners.shading import Shading
+from agents.learners.truthful import Truthful
+from mechanisms.errors import BadInput
+
+LEARNERS: dict[str, type[Learner]] = {
+    learner.name: learner for learner in (Truthful, Shading, Hedge, Pacing)
+}
+
+
+def make_learner(
+    name: str,
+    population: Population,
+    replications: int,
+    rng: np.random.Generator,
+    **parameters: Any,
+) -> Learner:
+    """Build the learner called `name` for all advertisers of `population`.
+
+    Args:
+        name: a key of `LEARNERS`.
+        population: the N advertisers that share it.
+        replications: R.
+        rng: the learner's own generator.
+        parameters: the learner's keyword parameters.
+
+    Raises:
+        BadInput: an unknown name or parameter (the message lists the valid ones), or a bad value.
+    """
+    check_learner(name, parameters)
+    if replications < 1:
+        raise BadInput(f"replications must be at least 1; got {replications}")
+    return LEARNERS[name](population, replications, rng, **parameters)
+
+
+def check_learner(name: str, parameters: dict[str, Any]) -> None:
+    """Refuse an unknown learner or parameter, without building anything."""
+    if name not in LEARNERS:
+        raise BadInput(f"unknown learner {name!r}; choose one of {', '.join(sorted(LEARNERS))}")
+    known = [
+        p.name
+        for p in inspect.signature(LEARNERS[name]).parameters.values()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    for parameter in parameters:
+        if parameter not in known:
+            valid = f"valid: {', '.join(known)}" if known else "it takes none"
+            raise BadInput(f"learner {name} has no parameter {parameter!r}; {valid}")

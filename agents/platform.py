@@ -1,0 +1,106 @@
+"""The platform: wraps a mechanism and serves all replications' requests in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mesa
+import numpy as np
+
+from mechanisms.base import Mechanism, Outcome
+from mechanisms.pool import Floats, Ints, ReplyPool
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """A round's outcome summed over requests, by replication and advertiser, each (R, N).
+
+    Attributes:
+        requests: requests in which the advertiser was a candidate.
+        exposure: expected replies that show its ad.
+        shown: replies that did show it.
+        itctr: expected clicks.
+        payments: expected payments.
+        clicks: clicks.
+        charges: charges.
+    """
+
+    requests: Floats
+    exposure: Floats
+    shown: Floats
+    itctr: Floats
+    payments: Floats
+    clicks: Floats
+    charges: Floats
+
+
+class Platform(mesa.Agent):
+    """Runs a mechanism on a pool for R replications at once.
+
+    Requests are given as (R, B) indices into the pool and flattened, replication first, so that one
+    call of the mechanism serves them all.
+    """
+
+    def __init__(self, model: mesa.Model, mechanism: Mechanism, pool: ReplyPool) -> None:
+        super().__init__(model)
+        self.mechanism = mechanism
+        self.pool = pool
+        self._batch: tuple[Ints, ReplyPool] | None = None
+
+    def serve(self, requests: Ints, bids: Floats, rng: np.random.Generator) -> Outcome:
+        """Auction `requests` (R, B) under `bids` (R, N); the outcome has R*B requests."""
+        batch = self.batch(requests)
+        return self.mechanism.run(batch, self._by_request(requests, bids), rng)
+
+    def counterfactual(self, requests: Ints, bids: Floats, grids: Floats) -> tuple[Floats, Floats]:
+        """Expected clicks and payments, both (R, N, G), had one advertiser bid along its grid.
+
+        Args:
+            requests: (R, B) indices into the pool.
+            bids: (R, N) the bids played; those of the others stay.
+            grids: (N, G) bids to try.
+        """
+        batch = self.batch(requests)
+        clicks, payments = self.mechanism.counterfactual(
+            batch, self._by_request(requests, bids), grids[batch.ads]
+        )
+        return self._sum(requests, clicks), self._sum(requests, payments)
+
+    def tally(self, requests: Ints, outcome: Outcome) -> Tally:
+        """Sum an outcome of `serve` over the requests of each replication."""
+        batch = self.batch(requests)
+        shown = batch.exposure[np.arange(len(outcome.chosen)), outcome.chosen]
+        exposure = outcome.probabilities[:, None, :] @ batch.exposure.astype(np.float64)
+        amounts = {
+            "requests": np.ones(batch.ads.shape),
+            "exposure": exposure[:, 0],
+            "shown": shown,
+            "itctr": outcome.itctr,
+            "payments": outcome.payments,
+            "clicks": outcome.clicks,
+            "charges": outcome.charges,
+        }
+        return Tally(**{name: self._sum(requests, amount) for name, amount in amounts.items()})
+
+    def batch(self, requests: Ints) -> ReplyPool:
+        """The pool of the flattened `requests`; kept for the round, which asks for it thrice."""
+        if self._batch is None or self._batch[0] is not requests:
+            self._batch = (requests, self.pool.take(requests.ravel()))
+        return self._batch[1]
+
+    def _by_request(self, requests: Ints, bids: Floats) -> Floats:
+        replication = np.repeat(np.arange(len(bids)), requests.shape[1])
+        return bids[replication[:, None], self.batch(requests).ads]
+
+    def _sum(self, requests: Ints, amounts: Floats) -> Floats:
+        """(R, N, ...) sums of `amounts` (R*B, n, ...) by replication and advertiser."""
+        R, B = requests.shape
+        N = self.pool.num_advertisers
+        tail = amounts.shape[2:]
+        bins = self.batch(requests).ads + N * np.repeat(np.arange(R), B)[:, None]
+        if tail:
+            width = int(np.prod(tail))
+            bins = bins[..., None] * width + np.arange(width)
+            N *= width
+        sums = np.bincount(bins.ravel(), weights=amounts.ravel(), minlength=R * N)
+        return sums.reshape(R, -1, *tail)

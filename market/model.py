@@ -1,0 +1,304 @@
+"""MarketModel: advertisers, a platform and a stream of requests, round after round, R times over.
+
+A round serves `requests_per_round` requests in each of R replications, drawn uniformly with
+replacement from the pool. Everything random comes from `seed`, by purpose and round: requests, dice
+(which reply is shown, who clicks), and each learner. Requests and dice of a round do not depend on
+what mechanisms or learners did before, so runs under different mechanisms at the same seed share
+them (common random numbers).
+
+Budgets are hard. The round that exhausts an advertiser's budget is served as bid, but the platform
+charges no more than what is left and forgives the rest; from the next round on the advertiser bids
+0 in that replication. Spending therefore never exceeds the budget. Expected payments are recorded
+as the mechanism states them, uncapped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import mesa
+import numpy as np
+from tqdm import tqdm
+
+from agents import Account, Advertiser, Platform, UtilityMaximizer, ValueMaximizer, make_learner
+from agents.learners import Feedback, Learner, Population
+from agents.platform import Tally
+from market.ledger import Ledger, Result, check_round, measure
+from mechanisms.base import Mechanism, Outcome
+from mechanisms.errors import BadInput
+from mechanisms.pool import Floats, Ints, ReplyPool
+from mechanisms.registry import make_mechanism
+
+KINDS: dict[str, type[Advertiser]] = {
+    kind.kind: kind for kind in (UtilityMaximizer, ValueMaximizer)
+}
+ARRIVALS, DICE, LEARNING = range(3)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The advertisers at `index` (k,), which share a learner."""
+
+    index: Ints
+    learner: Learner
+
+
+class MarketModel(mesa.Model):
+    """A market; one `step` is one round.
+
+    Args:
+        scenario: describes it: rounds, requests_per_round, replications, mechanism, advertisers.
+        seed: of everything random; equal seeds give equal results.
+        pool: candidate replies; default `scenario.make_pool()`.
+        mechanism: default the scenario's.
+        titles: (N,) titles of the ads; default the specs' `title`, else "Ad i".
+        label: what results call the run; default the mechanism's name.
+        collect_every: collect Mesa reporters every so many rounds, and in the last; 0 for the last
+            only. The ledger records every round in any case.
+
+    Attributes:
+        round: rounds played.
+        bids: (R, N) of the current round.
+        account: (R, N) realised sums since the start.
+        ledger: the records.
+        datacollector: Mesa's; means over replications. Entry k is round k, so that `mesa.batch_run`
+            reports whole rounds (give it `max_steps >= rounds`, and the scenario inside a list).
+
+    Raises:
+        BadInput: no advertisers, or another number than the pool has; an unknown objective,
+            mechanism, learner or parameter.
+    """
+
+    def __init__(
+        self,
+        scenario: Any,
+        seed: int = 0,
+        *,
+        pool: ReplyPool | None = None,
+        mechanism: Mechanism | None = None,
+        titles: Sequence[str] | None = None,
+        label: str | None = None,
+        collect_every: int = 0,
+    ) -> None:
+        super().__init__(rng=seed)
+        self.scenario = scenario
+        self.seed = seed
+        self.collect_every = collect_every
+        self.round = 0
+        if mechanism is None:
+            wanted = scenario.mechanism
+            mechanism = make_mechanism(wanted.name, **dict(wanted.parameters))
+        pool = scenario.make_pool() if pool is None else pool
+        specs = list(scenario.advertisers)
+        if not specs or len(specs) != pool.num_advertisers:
+            raise BadInput(
+                f"the scenario has {len(specs)} advertisers and the pool {pool.num_advertisers}; "
+                "give one spec for each advertiser of the pool"
+            )
+        R, N = scenario.replications, len(specs)
+        self.values = np.array([spec.value for spec in specs], dtype=np.float64)
+        self.budgets = np.array([np.inf if s.budget is None else s.budget for s in specs], float)
+        self.bids = np.zeros((R, N))
+        self.account = Account.open(R, N)
+        self.groups = self._form_groups(specs)
+        self._create_advertisers(specs, titles)
+        self.platform = Platform(self, mechanism, pool)
+        self.ledger = Ledger(label or mechanism.name, self.advertisers, R)
+        self.datacollector = RoundCollector()
+        # Mesa numbers agents by a class-wide table that would keep this model alive for ever.
+        getattr(mesa.Agent, "_ids", {}).pop(self, None)
+
+    def step(self) -> None:
+        """Requests arrive, advertisers bid, the platform serves, all settle, learn and record."""
+        if self.round >= self.scenario.rounds:
+            raise RuntimeError(f"all {self.scenario.rounds} rounds are played")
+        requests = self.requests_arrive()
+        self.advertisers_bid()
+        outcome = self.platform.serve(requests, self.bids, self.stream(DICE, self.round))
+        tally = self.settle(requests, outcome)
+        self.learners_learn(requests, tally)
+        self.record(requests, outcome, tally)
+
+    def run(self, rounds: int | None = None, progress: bool = False) -> Result:
+        """Play `rounds` more rounds (default: all that are left) and return all records.
+
+        Args:
+            rounds: at most as many as are left are played.
+            progress: show a progress bar, on a terminal only.
+        """
+        left = self.scenario.rounds - self.round
+        count = left if rounds is None else min(rounds, left)
+        for _ in tqdm(range(count), unit="round", disable=None if progress else True):
+            self.step()
+        return self.ledger.result()
+
+    def requests_arrive(self) -> Ints:
+        """(R, B) pool indices of the round's requests."""
+        shape = (self.scenario.replications, self.scenario.requests_per_round)
+        available = self.platform.pool.shape[0]
+        return self.stream(ARRIVALS, self.round).integers(available, size=shape)
+
+    def advertisers_bid(self) -> None:
+        """Ask every learner for bids; whoever has nothing left to spend bids 0."""
+        for group in self.groups:
+            self.bids[:, group.index] = group.learner.bids()
+        self.bids[self.left_to_spend() <= 0] = 0.0
+
+    def settle(self, requests: Ints, outcome: Outcome) -> Tally:
+        """Add the outcome up, cap charges at what is left of budgets, and book it."""
+        tally = self.platform.tally(requests, outcome)
+        check_round(self.round, self.platform.batch(requests), outcome, tally)
+        tally = replace(tally, charges=np.minimum(tally.charges, self.left_to_spend()))
+        self.account.settle(tally, self.values)
+        return tally
+
+    def learners_learn(self, requests: Ints, tally: Tally) -> None:
+        """Give every learner what it may see of the round."""
+        grid_itctr, grid_payments = self._counterfactuals(requests)
+        for group in self.groups:
+            if group.learner.feedback == "none":
+                continue
+            who = (slice(None), group.index)
+            grid = group.learner.grid
+            width = None if grid is None else slice(grid.shape[1])
+            group.learner.learn(
+                Feedback(
+                    clicks=tally.clicks[who],
+                    charges=tally.charges[who],
+                    itctr=tally.itctr[who],
+                    payments=tally.payments[who],
+                    requests=tally.requests[who],
+                    grid_itctr=None if width is None else grid_itctr[who][..., width],
+                    grid_payments=None if width is None else grid_payments[who][..., width],
+                )
+            )
+
+    def record(self, requests: Ints, outcome: Outcome, tally: Tally) -> None:
+        """Write the round into the ledger, count it, and collect if it is due."""
+        platform = self.platform
+        batch = platform.batch(requests)
+        measures = measure(platform.mechanism, batch, outcome, tally, self.values)
+        self.ledger.record(self.bids, tally, measures)
+        self.round += 1
+        self.running = self.round < self.scenario.rounds
+        due = self.collect_every and (self.round - 1) % self.collect_every == 0
+        self.datacollector.collect_round(self, bool(due or not self.running))
+
+    def left_to_spend(self) -> Floats:
+        """(R, N) budget less charges so far; infinite without a budget."""
+        left = self.budgets - self.account.payments
+        # Charging exactly what is left may miss the budget by a rounding error.
+        return np.where(left > 1e-12 * self.budgets, left, 0.0) if self._limited else left
+
+    def stream(self, purpose: int, number: int) -> np.random.Generator:
+        """The generator of a purpose and a round (or group), whatever was drawn elsewhere."""
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(purpose, number)))
+
+    @property
+    def advertisers(self) -> list[Advertiser]:
+        """The advertisers by index."""
+        return self._advertisers
+
+    def _form_groups(self, specs: Sequence[Any]) -> list[Group]:
+        """One learner for all advertisers with the same learner and parameters."""
+        members: dict[str, list[int]] = {}
+        for i, spec in enumerate(specs):
+            if spec.objective not in KINDS:
+                raise BadInput(
+                    f"advertiser {i} has objective {spec.objective!r}; choose {' or '.join(KINDS)}"
+                )
+            key = [spec.learner.name, dict(spec.learner.parameters)]
+            members.setdefault(json.dumps(key, sort_keys=True, default=str), []).append(i)
+        self._limited = bool(np.isfinite(self.budgets).any())
+        groups = []
+        for number, index in enumerate(members.values()):
+            ours = [specs[i] for i in index]
+            population = Population(
+                values=self.values[index],
+                value_maximizer=np.array([spec.objective == "value" for spec in ours]),
+                target_roi=np.array([spec.target_roi or 1.0 for spec in ours], dtype=np.float64),
+                budget=self.budgets[index] / self.scenario.rounds,
+            )
+            learner = make_learner(
+                ours[0].learner.name,
+                population,
+                self.scenario.replications,
+                self.stream(LEARNING, number),
+                **dict(ours[0].learner.parameters),
+            )
+            groups.append(Group(np.array(index), learner))
+        return groups
+
+    def _create_advertisers(self, specs: Sequence[Any], titles: Sequence[str] | None) -> None:
+        learner_of = {int(i): group.learner for group in self.groups for i in group.index}
+        self._advertisers = []
+        for i, spec in enumerate(specs):
+            title = titles[i] if titles is not None else getattr(spec, "title", None)
+            self._advertisers.append(
+                KINDS[spec.objective](
+                    self,
+                    index=i,
+                    title=title or f"Ad {i}",
+                    value=float(spec.value),
+                    target_roi=float(spec.target_roi or 1.0),
+                    budget=float(self.budgets[i]),
+                    learner=learner_of[i],
+                    account=self.account.of(i),
+                    bid=self.bids[:, i],
+                )
+            )
+
+    def _counterfactuals(self, requests: Ints) -> tuple[Floats | None, Floats | None]:
+        """(R, N, G) expected clicks and payments along all learners' grids; None if none asks.
+
+        Shorter grids repeat their last bid, and advertisers whose learner has no grid bid 0.
+        """
+        grids = [(g.index, g.learner.grid) for g in self.groups if g.learner.grid is not None]
+        if not grids:
+            return None, None
+        G = max(grid.shape[1] for _, grid in grids)
+        tried = np.zeros((len(self.values), G))
+        for index, grid in grids:
+            tried[index] = np.pad(grid, ((0, 0), (0, G - grid.shape[1])), mode="edge")
+        return self.platform.counterfactual(requests, self.bids, tried)
+
+
+class RoundCollector(mesa.DataCollector):
+    """Mesa's collector of a market, with entry k for round k in both model and agent records.
+
+    Mesa indexes model variables by list position and agents by `model.steps`, which is one more;
+    `batch_run` reads both by the same index. Rounds not collected hold None.
+    """
+
+    def __init__(self) -> None:
+        measures = ("revenue", "welfare", "user_satisfaction", "ads_per_reply")
+        amounts = ("bid", "bid_over_value", "utility", "spend", "roi")
+        super().__init__(
+            model_reporters={name: partial(_market_mean, name=name) for name in measures},
+            agent_reporters={name: partial(_advertiser_mean, name=name) for name in amounts},
+        )
+
+    def collect_round(self, model: MarketModel, due: bool) -> None:
+        """Collect the round just played if it is due."""
+        if due:
+            self.collect(model)
+            self._agent_records[model.round - 1] = self._agent_records.pop(model.steps)
+        else:
+            for collected in self.model_vars.values():
+                collected.append(None)
+
+
+def _market_mean(model: MarketModel, name: str) -> float:
+    """Mean over replications of a column of `rounds`, last round."""
+    return float(model.ledger.latest(name).mean())
+
+
+def _advertiser_mean(agent: mesa.Agent, name: str) -> float | None:
+    """Mean over replications; None for the platform, and for ROI before anything is paid."""
+    amounts = getattr(agent, name, None)
+    known = None if amounts is None else amounts[np.isfinite(amounts)]
+    return None if known is None or not known.size else float(known.mean())

@@ -1,0 +1,155 @@
+"""What a run leaves behind: two frames and a summary with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from mechanisms.errors import BadInput
+from mechanisms.pool import Floats
+
+TAIL = 0.75  # a summary describes the rounds from this fraction of the run on
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Records of one run, or of several side by side.
+
+    Attributes:
+        rounds: see `Ledger.rounds_frame`.
+        advertisers: see `Ledger.advertisers_frame`.
+        summary: by mechanism, see `summarise`.
+    """
+
+    rounds: pl.DataFrame
+    advertisers: pl.DataFrame
+    summary: dict[str, Any]
+
+    @classmethod
+    def of(cls, rounds: pl.DataFrame, advertisers: pl.DataFrame) -> Result:
+        """A result with the summary of its frames."""
+        return cls(rounds, advertisers, summarise(rounds, advertisers))
+
+    @classmethod
+    def concat(cls, results: Sequence[Result]) -> Result:
+        """Put runs under different mechanisms (or labels) side by side.
+
+        Raises:
+            BadInput: no results, or two of the same label, which would be averaged unawares.
+        """
+        labels = [label for result in results for label in result.summary]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if not results or twice:
+            what = f"two results are labelled {twice[0]!r}" if twice else "no results to concat"
+            raise BadInput(f"{what}; give each run its own label")
+        return cls(
+            rounds=pl.concat([result.rounds for result in results]),
+            advertisers=pl.concat([result.advertisers for result in results]),
+            summary={key: part for result in results for key, part in result.summary.items()},
+        )
+
+    def save(self, directory: str | Path) -> Path:
+        """Write rounds.parquet, advertisers.parquet and summary.json; returns the directory.
+
+        Equal results give equal bytes: fixed compression and row groups, no time of writing.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in ("rounds", "advertisers"):
+            frame: pl.DataFrame = getattr(self, name)
+            frame.write_parquet(
+                directory / f"{name}.parquet",
+                compression="zstd",
+                compression_level=3,
+                row_group_size=2**17,
+            )
+        text = json.dumps(self.summary, indent=2, sort_keys=True, allow_nan=False)
+        (directory / "summary.json").write_text(text + "\n", encoding="utf-8")
+        return directory
+
+
+def summarise(rounds: pl.DataFrame, advertisers: pl.DataFrame) -> dict[str, Any]:
+    """Means over the last quarter of rounds, with 95 % bootstrap intervals, by mechanism.
+
+    Intervals of `revenue`, `welfare`, ... resample replications; those under `objectives` resample
+    clusters (replication, advertiser), each entering with its mean over the rounds. They speak
+    about other seeds and other advertisers of the same kind, and are null for fewer than two
+    clusters. `roi` and `roi_over_target` are of expected value and payments; clusters that pay
+    nothing have none and are left out (`clusters` says how many are in).
+    """
+    summary: dict[str, Any] = {}
+    for label in rounds["mechanism"].unique(maintain_order=True):
+        ours = rounds.filter(pl.col("mechanism") == label)
+        total = ours["round"].max() + 1
+        start = int(np.ceil(TAIL * total)) if total > 1 else 0
+        late = pl.col("round") >= start
+        by_replication = (
+            ours.filter(late)
+            .group_by("replication")
+            .agg(pl.exclude("mechanism", "round", "replication").mean())
+            .sort("replication")
+        )
+        people = advertisers.filter((pl.col("mechanism") == label) & late)
+        summary[label] = {
+            "rounds": total,
+            "summarised_from_round": start,
+            "replications": by_replication.height,
+            **{
+                name: interval(by_replication[name].cast(pl.Float64).to_numpy())
+                for name in by_replication.columns
+                if name != "replication"
+            },
+            "objectives": {
+                kind: _objective(people.filter(pl.col("objective") == kind), kind)
+                for kind in sorted(people["objective"].unique())
+            },
+        }
+    return summary
+
+
+def interval(clusters: Floats) -> dict[str, float | int | None]:
+    """Mean of `clusters` and its 95 % percentile bootstrap interval; NaN entries are left out."""
+    known = clusters[np.isfinite(clusters)]
+    count = len(known)
+    if not count:
+        return {"mean": None, "low": None, "high": None, "clusters": 0}
+    low = high = None
+    if count > 1:
+        # A generator of its own with a fixed seed: the summary is a function of the frames.
+        rng = np.random.default_rng(0)
+        means = known[rng.integers(count, size=(RESAMPLES, count))].mean(axis=1)
+        low, high = (float(q) for q in np.quantile(means, (0.025, 0.975)))
+    return {"mean": float(known.mean()), "low": low, "high": high, "clusters": count}
+
+
+def _objective(people: pl.DataFrame, kind: str) -> dict[str, Any]:
+    paid = pl.col("payment").sum()
+    roi = pl.when(paid > 0).then((pl.col("value") * pl.col("itctr")).sum() / paid)
+    clusters = (
+        people.group_by("replication", "advertiser")
+        .agg(
+            bid_over_value=(pl.col("bid") / pl.col("value")).mean(),
+            bid_over_truthful=(pl.col("bid") * pl.col("target_roi") / pl.col("value")).mean(),
+            itctr=pl.col("itctr").mean(),
+            payment=pl.col("payment").mean(),
+            expected_utility=pl.col("expected_utility").mean(),
+            roi=roi,
+            roi_over_target=roi / pl.col("target_roi").first(),
+        )
+        .sort("replication", "advertiser")
+    )
+    # Only value maximizers have a target, and their truthful bid is below their value.
+    skip = {"replication", "advertiser"}
+    skip |= {"bid_over_truthful", "roi_over_target"} if kind == "utility" else set()
+    return {
+        name: interval(clusters[name].cast(pl.Float64).to_numpy())
+        for name in clusters.columns
+        if name not in skip
+    }

@@ -1,0 +1,129 @@
+"""What every mechanism is: bids in, a reply and payments out, all as arrays.
+
+Shapes, everywhere: requests B, candidate replies M, candidate ads n, advertisers N, grid bids G.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mechanisms.pool import Floats, Ints, ReplyPool
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """A mechanism's expected outcome, before any dice: what theory speaks about.
+
+    Attributes:
+        probabilities: (B, M) probability that each candidate reply is shown.
+        itctr: (B, n) impression-to-click-through rate: shown and clicked, under `probabilities`.
+        payments: (B, n) expected payments, in the unit of the bids.
+    """
+
+    probabilities: Floats
+    itctr: Floats
+    payments: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome(Allocation):
+    """An `Allocation` with its dice thrown.
+
+    Attributes:
+        chosen: (B,) index of the reply shown.
+        clicks: (B, n) 1 where the user clicked the ad.
+        charges: (B, n) what each advertiser is charged for this reply and these clicks.
+    """
+
+    chosen: Ints
+    clicks: NDArray[np.bool_]
+    charges: Floats
+
+
+class Mechanism(ABC):
+    """Maps a pool of candidate replies and bids to a reply and payments.
+
+    Mechanisms hold parameters and no state: the same pool, bids and generator give the same
+    outcome. Subclasses implement `allocate` and `charge`; `run` is the same for all.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def allocate(self, pool: ReplyPool, bids: ArrayLike) -> Allocation:
+        """Expected outcome of `bids`, (N,) by advertiser or (B, n) by request."""
+
+    @abstractmethod
+    def charge(
+        self,
+        pool: ReplyPool,
+        bids: Floats,
+        allocation: Allocation,
+        chosen: Ints,
+        clicks: NDArray[np.bool_],
+    ) -> Floats:
+        """(B, n) realised charges for the reply shown and the clicks on it; mean = payments."""
+
+    def run(self, pool: ReplyPool, bids: ArrayLike, rng: np.random.Generator) -> Outcome:
+        """Allocate, draw a reply and clicks per request, and charge.
+
+        Raises:
+            BadInput: bids of a wrong shape, negative, NaN or infinite.
+        """
+        by_request = pool.bids_by_request(bids)
+        return self._settle(pool, by_request, self.allocate(pool, by_request), rng)
+
+    def counterfactual(
+        self, pool: ReplyPool, bids: ArrayLike, alternatives: Floats
+    ) -> tuple[Floats, Floats]:
+        """Expected outcome of each advertiser for each alternative bid, others' bids fixed.
+
+        Args:
+            pool: B requests, M replies, n ads.
+            bids: (N,) or (B, n) the bids played.
+            alternatives: (B, n, G) bids to try for ad i of request b.
+
+        Returns:
+            `itctr` (B, n, G) and `payments` (B, n, G) of the deviating advertiser.
+        """
+        by_request = pool.bids_by_request(bids)
+        B, n, G = alternatives.shape
+        tried = np.broadcast_to(by_request[:, None, None, :], (B, n, G, n)).copy()
+        own = np.arange(n)
+        tried[:, own, :, own] = alternatives.transpose(1, 0, 2)
+        copies = pool.take(np.repeat(np.arange(B), n * G))
+        outcome = self.allocate(copies, tried.reshape(B * n * G, n))
+        pick = np.tile(np.repeat(own, G), B)
+        rows = np.arange(B * n * G)
+        return (
+            outcome.itctr[rows, pick].reshape(B, n, G),
+            outcome.payments[rows, pick].reshape(B, n, G),
+        )
+
+    def _settle(
+        self, pool: ReplyPool, bids: Floats, allocation: Allocation, rng: np.random.Generator
+    ) -> Outcome:
+        chosen = draw_reply(allocation.probabilities, rng)
+        shown = pool.ctr[np.arange(len(chosen)), chosen]
+        clicks = rng.random(shown.shape) < shown
+        charges = self.charge(pool, bids, allocation, chosen, clicks)
+        return Outcome(
+            probabilities=allocation.probabilities,
+            itctr=allocation.itctr,
+            payments=allocation.payments,
+            chosen=chosen,
+            clicks=clicks,
+            charges=charges,
+        )
+
+
+def draw_reply(probabilities: Floats, rng: np.random.Generator) -> Ints:
+    """(B,) replies drawn from `probabilities` (B, M), by one uniform number a request."""
+    cumulative = np.cumsum(probabilities, axis=1)
+    u = rng.random((len(probabilities), 1)) * cumulative[:, -1:]
+    return np.minimum((cumulative <= u).sum(axis=1), probabilities.shape[1] - 1)

@@ -1,0 +1,211 @@
+"""The mention-extended reference policy and guided insertion (DESIGN 3.0).
+
+An ad mention is one atomic symbol of the reply. At a *decision* (a sentence boundary with room for
+another mention) a policy inserts a mention of one of the ads not yet mentioned, behind one of a few
+connecting phrases, or goes on without; in between the reference LLM writes, having read it all.
+
+    density = Π free tokens · Π decisions { 1 − ρ, or ρ · share of the ad / phrases }
+
+Policies differ only in their rates and shares at the decisions, so the free tokens cancel in every
+ratio: importance weights are exact, whatever the model and its dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mechanisms.llm.base import END, Engine
+from mechanisms.mentions import AdCopy, ends_sentence
+from mechanisms.pool import Floats, Ints
+
+PHRASES = (
+    " One good option is {title},",
+    " You could try {title},",
+    " Many people like {title},",
+    " It is worth looking at {title},",
+)
+UNREACHED, NOTHING = -2, -1
+"""Events at a decision: not reached, reached and nothing inserted; else the ad inserted."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is common to all policies: when there is a decision, and when a reply ends.
+
+    Attributes:
+        sentences: a reply ends with the boundary that completes this many sentences, unless a
+            mention is inserted there; it then ends with the sentence of the mention.
+        mentions: at most so many mentions in a reply.
+        max_tokens: hard limit of a reply's length, in tokens.
+        room: tokens that must be left for the sentence of a mention, beside the mention.
+    """
+
+    sentences: int = 3
+    mentions: int = 2
+    max_tokens: int = 96
+    room: int = 24
+
+    @property
+    def decisions(self) -> int:
+        """K, the number of decisions a reply can have."""
+        return self.sentences
+
+
+@dataclass(frozen=True, eq=False)
+class InsertionPolicy:
+    """Insertion rates of one condition.
+
+    Attributes:
+        name: the condition (`reference`, `guided`, `single:2`, ...).
+        rates: (K,) probability to insert at each decision, if an ad with a share is left.
+        shares: (n,) relative frequency of the ads; 0 for an ad that is never inserted.
+    """
+
+    name: str
+    rates: Floats
+    shares: Floats
+
+    def log_density(self, events: Ints) -> Floats:
+        """(M,) log-probability of `events` (M, K) under this policy, in nats; −inf if impossible.
+
+        `events[m, t]` is UNREACHED, NOTHING, or the index of the ad inserted at decision t.
+        """
+        M, K = events.shape
+        total = np.zeros(M)
+        left = np.tile(self.shares, (M, 1))
+        rows = np.arange(M)
+        with np.errstate(divide="ignore"):
+            for t in range(K):
+                event = events[:, t]
+                open_share = left.sum(axis=1)
+                rate = np.where(open_share > 0, self.rates[t], 0.0)
+                ad = np.maximum(event, 0)
+                share = left[rows, ad] / np.where(open_share > 0, open_share, 1.0)
+                inserted = np.log(rate * share / len(PHRASES))
+                step = np.where(event >= 0, inserted, np.log1p(-rate))
+                total += np.where(event == UNREACHED, 0.0, step)
+                left[rows[event >= 0], event[event >= 0]] = 0.0
+        return total
+
+
+def reference_policy(ads: int, rules: Rules, mention_rate: float) -> InsertionPolicy:
+    """The reference: `mention_rate` (ρ) at every decision, ads uniform."""
+    return InsertionPolicy("reference", np.full(rules.decisions, mention_rate), np.ones(ads))
+
+
+def mixture_log_density(
+    policies: Sequence[InsertionPolicy], counts: Sequence[int], events: Ints
+) -> Floats:
+    """(M,) log-density of `events` under the mixture in proportion to `counts`.
+
+    The balance heuristic of multiple importance sampling (Veach & Guibas 1995): with `counts[c]`
+    replies drawn from policy c, weights against the mixture are unbiased and have no outliers.
+    """
+    shares = np.log(np.asarray(counts, dtype=np.float64) / np.sum(counts))
+    parts = np.stack([p.log_density(events) for p in policies]) + shares[:, None]
+    return np.logaddexp.reduce(parts, axis=0)
+
+
+@dataclass(eq=False)
+class _Draft:
+    """State of one reply while it is written."""
+
+    rng: np.random.Generator
+    sentences: int = 0
+    last_boundary: int = 0
+    events: list[int] = field(default_factory=list)
+    mentions: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+class GuidedInsertion:
+    """A `Guide` that follows one `InsertionPolicy` per reply and remembers what it inserted.
+
+    Args:
+        engine: encodes and decodes.
+        candidates: (P) lists of the candidate ads of each prompt.
+        policies: (P) lists of the policy of each sample.
+        rules: common rules.
+        seed: of the insertions; reply k to prompt p draws from the stream (seed, keys[p], k).
+        keys: (P,) default 0..P-1.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        candidates: Sequence[Sequence[AdCopy]],
+        policies: Sequence[Sequence[InsertionPolicy]],
+        rules: Rules,
+        seed: int,
+        keys: Sequence[int] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.rules = rules
+        self.policies = policies
+        keys = range(len(candidates)) if keys is None else keys
+        self.mention_tokens = [
+            [[engine.encode(phrase.format(title=ad.title)) for phrase in PHRASES] for ad in ads]
+            for ads in candidates
+        ]
+        self.longest = [
+            max((len(tokens) for ad in ads for tokens in ad), default=0)
+            for ads in self.mention_tokens
+        ]
+        self.drafts = {
+            (p, k): _Draft(np.random.default_rng([seed, keys[p], k, 1]))
+            for p, each in enumerate(policies)
+            for k in range(len(each))
+        }
+
+    def step(self, prompt: int, sample: int, tokens: Sequence[int]) -> Sequence[int] | str:
+        """Decide at a sentence boundary; see `mechanisms.llm.base.Guide`."""
+        last = self.engine.decode(tokens[-1:])
+        draft = self.drafts[prompt, sample]
+        if "\n" in last and draft.sentences > 1:
+            return END
+        if not any(mark in last for mark in ".!?"):
+            return ()
+        if not ends_sentence(self.engine.decode(tokens[-16:])):
+            return ()
+        draft.sentences += 1
+        draft.last_boundary = len(tokens)
+        return self._decide(prompt, sample, draft, len(tokens))
+
+    def _decide(self, prompt: int, sample: int, draft: _Draft, written: int) -> Sequence[int] | str:
+        rules = self.rules
+        done = draft.sentences >= rules.sentences
+        room = written + self.longest[prompt] + rules.room <= rules.max_tokens
+        mentioned = [ad for ad, _, _ in draft.mentions]
+        used_up = len(mentioned) >= min(rules.mentions, len(self.mention_tokens[prompt]))
+        if len(draft.events) == rules.decisions or used_up or not room:
+            return END if done else ()
+        policy = self.policies[prompt][sample]
+        shares = policy.shares.copy()
+        shares[mentioned] = 0.0
+        u, which, phrase = draft.rng.random(3)
+        if shares.sum() == 0 or u >= policy.rates[len(draft.events)]:
+            draft.events.append(NOTHING)
+            return END if done else ()
+        cumulative = np.cumsum(shares) / shares.sum()
+        ad = int(np.searchsorted(cumulative, which, side="right"))
+        draft.events.append(ad)
+        mention = self.mention_tokens[prompt][ad][int(phrase * len(PHRASES))]
+        draft.mentions.append((ad, written, len(mention)))
+        return mention
+
+    def events(self, prompt: int) -> Ints:
+        """(n_samples, K) events of the replies to a prompt."""
+        out = np.full((len(self.policies[prompt]), self.rules.decisions), UNREACHED)
+        for k in range(len(out)):
+            events = self.drafts[prompt, k].events
+            out[k, : len(events)] = events
+        return out
+
+
+def masked_mean(log_probs: NDArray[np.float64], start: int, end: int) -> float:
+    """Mean log-probability of tokens start..end-1, in nats per token; 0 for none."""
+    part = log_probs[start:end]
+    return float(part.mean()) if len(part) else 0.0

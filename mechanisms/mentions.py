@@ -1,0 +1,80 @@
+"""Ad mentions in reply text: `@Title@[Ad-ID]`, written by the platform, parsed strictly.
+
+A mention counts only if id and title belong to the same candidate ad. Anything else that looks like
+one (an unknown id, an altered title) is malformed: it is counted, and exposes nobody.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+MENTION = re.compile(r"@(?P<title>[^@\[\]\n]+)@\[(?P<id>[A-Za-z0-9_.-]+)\]")
+_LOOKS_LIKE_ONE = re.compile(r"@[^@\n]*@\s*\[[^\]\n]*\]?")
+
+
+class AdCopy(Protocol):
+    """What the platform knows of a candidate ad; the title holds no `@`, `[` or `]`."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+    @property
+    def title(self) -> str: ...  # noqa: D102
+    @property
+    def text(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """Mentions of a reply: candidate ads in order of appearance, and how many were malformed."""
+
+    ads: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    malformed: int
+
+
+def render(ad: AdCopy) -> str:
+    """The mention of `ad` as it stands in a reply."""
+    return f"@{ad.title}@[{ad.id}]"
+
+
+def parse(text: str, candidates: Sequence[AdCopy]) -> Parsed:
+    """Find the mentions of candidate ads in `text`; a repeated mention is malformed too."""
+    index = {ad.id: i for i, ad in enumerate(candidates)}
+    found: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for match in MENTION.finditer(text):
+        ad = index.get(match["id"])
+        if ad is not None and candidates[ad].title == match["title"] and ad not in found:
+            found.append(ad)
+            spans.append(match.span())
+    malformed = len(_LOOKS_LIKE_ONE.findall(text)) - len(found)
+    return Parsed(tuple(found), tuple(spans), max(malformed, 0))
+
+
+def disarm(text: str) -> str:
+    """Free text of the LLM, with anything that could pass for a mention taken apart."""
+    return text.replace("@", "") if "@" in text else text
+
+
+_CLOSERS = r"[\"')\]”’]*"
+_ENDS_SENTENCE = re.compile(
+    rf"(?<![A-Za-z.])(?P<word>[A-Za-z][A-Za-z'’-]*){_CLOSERS}[.!?]+{_CLOSERS}$"
+)
+_ABBREVIATIONS = frozenset(
+    ("approx", "dr", "eg", "etc", "ie", "inc", "jr", "mr", "mrs", "ms", "no", "sr", "st", "vs")
+)
+
+
+def ends_sentence(text: str) -> bool:
+    """Whether `text` ends where a sentence does; digits, initials and abbreviations do not count.
+
+    Decided from the text so far alone, so that it can be a rule of a left-to-right policy.
+    """
+    match = _ENDS_SENTENCE.search(text[-40:])
+    if match is None:
+        return False
+    word = match["word"].lower()
+    return len(word) > 1 and word not in _ABBREVIATIONS

@@ -1,0 +1,37 @@
+"""Mechanisms by name: the only place where a mechanism's name is compared with anything."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+from mechanisms.base import Mechanism
+from mechanisms.errors import BadInput
+from mechanisms.llm_auction.ideal import IdealLLMAuction
+from mechanisms.mosaic import Mosaic
+from mechanisms.slots import GSP, VCG, FirstPrice
+
+MECHANISMS: dict[str, type[Mechanism]] = {
+    mechanism.name: mechanism for mechanism in (Mosaic, IdealLLMAuction, FirstPrice, GSP, VCG)
+}
+
+
+def make_mechanism(name: str, **parameters: Any) -> Mechanism:
+    """A mechanism by its name, for example `make_mechanism("mosaic", tau=0.3)`.
+
+    The mechanism's `parameters` gives back all its parameters, defaults included.
+
+    Raises:
+        BadInput: a name or parameter that does not exist, a parameter missing, or a bad value.
+    """
+    if name not in MECHANISMS:
+        raise BadInput(f"no mechanism {name!r}; there are {', '.join(MECHANISMS)}")
+    known = {field.name: field for field in fields(MECHANISMS[name])}
+    for given in parameters:
+        if given not in known:
+            raise BadInput(f"{name} has no parameter {given!r}; it has {', '.join(known)}")
+    for needed, field in known.items():
+        unset = field.default is MISSING and field.default_factory is MISSING
+        if unset and needed not in parameters:
+            raise BadInput(f"{name} needs parameter {needed!r}; it has {', '.join(known)}")
+    return MECHANISMS[name](**parameters)

@@ -1,0 +1,285 @@
+"""Slot auctions that sell places in the reply before it is written: first price, GSP and VCG.
+
+An auction picks which ads the reply shows; the reply is then written around them. On a pool, what
+can be written is what has been: each distinct set S of ads shown together by some reply of the
+request is *renderable*, and its click rates are importance-weighted means over its replies,
+
+    ctr_i(S) = Σ_{j shows S} w_j·ctr_ji / Σ_{j shows S} w_j.
+
+A set is feasible if it shows at most `slots` ads, or no more than the shortest set of the request:
+so every request can be served, and bids never decide what is feasible. The feasible set of greatest
+declared welfare `W(S) = Σ_i b_i·ctr_i(S)` wins, on equal welfare the one whose first reply comes
+first; the reply is drawn from those that show exactly the winning ads, by importance weight.
+
+The reserve is a price per click. Under first price and GSP, an ad that bids less counts as bidding
+0, pays 0, and is shown only where it cannot be helped: sets are ranked by how few such ads they
+show, and only then by welfare. Under VCG the reserve is the platform's cost of a click,
+`W(S) = Σ_i (b_i − reserve)·ctr_i(S)`, which keeps the auction truthful.
+
+Shapes: requests B, replies M, ads n, bid profiles per request K, grid bids G.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mechanisms.base import Allocation, Mechanism
+from mechanisms.checks import Parametric, bid_grid, non_negative, whole
+from mechanisms.payments import clarke_pivot, first_price, gsp, vcg
+from mechanisms.pool import Bools, Floats, Ints, ReplyPool
+
+# Array elements a block of counterfactual auctions may hold: 32 MB of float64.
+_BLOCK = 4_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class RenderableSets:
+    """The sets of ads that the replies of each request show; reply j stands for the set it shows.
+
+    Attributes:
+        shows: (B, M, n) the ad is in reply j's set.
+        within: (B, M, M) probability of reply k, drawn by importance weight from reply j's set.
+        ctr: (B, M, n) mean click probability over reply j's set.
+        first: (B, M) no earlier reply shows the same set.
+    """
+
+    shows: Bools
+    within: Floats
+    ctr: Floats
+    first: Bools
+
+    @classmethod
+    def of(cls, pool: ReplyPool) -> RenderableSets:
+        """Group the replies of every request of a pool by the ads they show."""
+        M = pool.shape[1]
+        pattern = np.packbits(pool.exposure, axis=2)
+        same = (pattern[:, :, None, :] == pattern[:, None, :, :]).all(axis=3)
+        within = _normalised(np.where(same, pool.log_weights[:, None, :], -np.inf), axis=2)
+        earlier = np.tri(M, k=-1, dtype=bool)
+        return cls(
+            shows=pool.exposure,
+            within=within,
+            ctr=within @ pool.ctr,
+            first=~(same & earlier).any(axis=2),
+        )
+
+    def feasible(self, slots: int) -> Bools:
+        """(B, M) reply j's set shows at most `slots` ads or as few as any; True once per set."""
+        size = self.shows.sum(axis=2)
+        limit = np.maximum(size.min(axis=1, keepdims=True), slots)
+        return self.first & (size <= limit)
+
+
+@dataclass(frozen=True)
+class SlotAuction(Parametric, Mechanism):
+    """An auction over renderable sets; subclasses say which set wins and what it pays.
+
+    Attributes:
+        slots: most ads a reply may show, where the pool allows.
+        reserve: least price per click.
+    """
+
+    slots: int = 1
+    reserve: float = 0.0
+
+    def __post_init__(self) -> None:
+        whole("slots", self.slots, least=1)
+        non_negative("reserve", self.reserve)
+
+    @abstractmethod
+    def auction(self, pool: ReplyPool, sets: RenderableSets, bids: Floats) -> tuple[Ints, Floats]:
+        """Hold K auctions per request.
+
+        Args:
+            pool: B requests, M replies, n ads.
+            sets: what the pool can render.
+            bids: (B, K, n) per click.
+
+        Returns:
+            (B, K) the reply that stands for the winning set, and (B, K, n) expected payments.
+        """
+
+    def allocate(self, pool: ReplyPool, bids: ArrayLike) -> Allocation:
+        """Expected outcome of `bids`, (N,) by advertiser or (B, n) by request."""
+        by_request = pool.bids_by_request(bids)
+        sets = RenderableSets.of(pool)
+        winner, payments = self.auction(pool, sets, by_request[:, None, :])
+        rows = np.arange(len(winner))
+        return Allocation(
+            probabilities=sets.within[rows, winner[:, 0]],
+            itctr=sets.ctr[rows, winner[:, 0]],
+            payments=payments[:, 0],
+        )
+
+    def charge(
+        self,
+        pool: ReplyPool,
+        bids: Floats,
+        allocation: Allocation,
+        chosen: Ints,
+        clicks: NDArray[np.bool_],
+    ) -> Floats:
+        """(B, n) price per click `p_i / ctr_i(S*)` of every clicked ad."""
+        sold = allocation.itctr > 0
+        price = np.divide(
+            allocation.payments, allocation.itctr, out=np.zeros_like(bids), where=sold
+        )
+        return price * clicks
+
+    def counterfactual(
+        self, pool: ReplyPool, bids: ArrayLike, alternatives: Floats
+    ) -> tuple[Floats, Floats]:
+        """As `Mechanism.counterfactual`, grouping each request's replies once for all bids."""
+        by_request = pool.bids_by_request(bids)
+        grid = bid_grid(pool, alternatives)
+        B, M, n = pool.shape
+        itctr, payments = np.empty_like(grid), np.empty_like(grid)
+        block = max(1, _BLOCK // max(1, M * max(M, n * n * grid.shape[2])))
+        for start in range(0, B, block):
+            rows = np.arange(start, min(start + block, B))
+            part = pool.take(rows)
+            sets = RenderableSets.of(part)
+            itctr[rows], payments[rows] = self._deviations(part, sets, by_request[rows], grid[rows])
+        return itctr, payments
+
+    def _deviations(
+        self, pool: ReplyPool, sets: RenderableSets, bids: Floats, grid: Floats
+    ) -> tuple[Floats, Floats]:
+        """(B, n, G) `itctr` and `payments` of the deviating advertiser: an auction for each bid."""
+        B, n, G = grid.shape
+        own = np.arange(n)
+        tried = np.repeat(bids[:, None, None, :], n, axis=1).repeat(G, axis=2)
+        tried[:, own, :, own] = grid.transpose(1, 0, 2)
+        winner, payments = self.auction(pool, sets, tried.reshape(B, n * G, n))
+        # indexing the deviator's own entry puts the axis n in front
+        return (
+            _rates(sets, winner).reshape(B, n, G, n)[:, own, :, own].transpose(1, 0, 2),
+            payments.reshape(B, n, G, n)[:, own, :, own].transpose(1, 0, 2),
+        )
+
+    def _qualified(self, bids: Floats) -> Floats:
+        """Bids, with those below the reserve as 0."""
+        return np.where(bids >= self.reserve, bids, 0.0)
+
+    def _most_welfare(self, sets: RenderableSets, bids: Floats) -> Ints:
+        """(B, K) reply of the winning set under first price and GSP."""
+        welfare = self._qualified(bids) @ sets.ctr.transpose(0, 2, 1)
+        open_ = np.broadcast_to(sets.feasible(self.slots)[:, None, :], welfare.shape)
+        if self.reserve > 0:
+            below = (bids < self.reserve).astype(np.float64)
+            excess = np.where(open_, below @ sets.shows.transpose(0, 2, 1), np.inf)
+            open_ = open_ & (excess == excess.min(axis=2, keepdims=True))
+        return np.where(open_, welfare, -np.inf).argmax(axis=2)
+
+
+@dataclass(frozen=True)
+class FirstPrice(SlotAuction):
+    """A clicked ad pays its bid."""
+
+    name: ClassVar[str] = "first-price"
+
+    def auction(self, pool: ReplyPool, sets: RenderableSets, bids: Floats) -> tuple[Ints, Floats]:
+        """As `SlotAuction.auction`: `p_i = b_i·ctr_i(S*)`."""
+        winner = self._most_welfare(sets, bids)
+        return winner, first_price(self._qualified(bids), _rates(sets, winner))
+
+    def charge(
+        self,
+        pool: ReplyPool,
+        bids: Floats,
+        allocation: Allocation,
+        chosen: Ints,
+        clicks: NDArray[np.bool_],
+    ) -> Floats:
+        """(B, n) bid of every clicked ad; 0 for one below the reserve."""
+        return first_price(self._qualified(bids), clicks)
+
+
+@dataclass(frozen=True)
+class GSP(SlotAuction):
+    """A clicked ad pays the least bid that would have kept its rank (second price by score).
+
+    Scores are `b_i·q_i`, where q_i is ad i's click rate when shown alone, or over all the replies
+    that show it if none shows it alone. See `mechanisms.payments.gsp`.
+    """
+
+    name: ClassVar[str] = "gsp"
+
+    def auction(self, pool: ReplyPool, sets: RenderableSets, bids: Floats) -> tuple[Ints, Floats]:
+        """As `SlotAuction.auction`: `p_i = ctr_i(S*)·s_next/q_i`, between reserve and bid."""
+        winner = self._most_welfare(sets, bids)
+        shown = np.take_along_axis(sets.shows, winner[:, :, None], axis=1)
+        alone = stand_alone_ctr(pool)[:, None, :]
+        price = gsp(self._qualified(bids), np.broadcast_to(alone, bids.shape), shown, self.reserve)
+        return winner, price * _rates(sets, winner)
+
+
+@dataclass(frozen=True)
+class VCG(SlotAuction):
+    """Each advertiser pays what its presence costs the others and the platform.
+
+    `p_i = max_S [W(S) − b_i·ctr_i(S)] − [W(S*) − b_i·ctr_i(S*)]`, over feasible sets, with
+    `W(S) = Σ_i (b_i − reserve)·ctr_i(S)`. At reserve 0 this is `W_−i(S*_−i) − W_−i(S*)`. An ad that
+    would not be shown when bidding below the reserve pays at least the reserve per click. Truth is
+    dominant, and no truthful advertiser ends below 0, at any reserve.
+    """
+
+    name: ClassVar[str] = "vcg"
+
+    def auction(self, pool: ReplyPool, sets: RenderableSets, bids: Floats) -> tuple[Ints, Floats]:
+        """As `SlotAuction.auction`, with VCG payments."""
+        welfare = (bids - self.reserve) @ sets.ctr.transpose(0, 2, 1)
+        welfare = np.where(sets.feasible(self.slots)[:, None, :], welfare, -np.inf)
+        winner = welfare.argmax(axis=2)
+        own = bids[:, :, None, :] * sets.ctr[:, None, :, :]
+        declared = bids * _rates(sets, winner)
+        # nobody pays more than declared; only rounding goes above
+        return winner, np.minimum(vcg(welfare, own, winner), declared)
+
+    def _deviations(
+        self, pool: ReplyPool, sets: RenderableSets, bids: Floats, grid: Floats
+    ) -> tuple[Floats, Floats]:
+        """As `SlotAuction._deviations`, from welfare that is a line in the bid tried.
+
+        `W(S) = A(S) + g·ctr_i(S)`, and A, all but i's own value, holds nothing of the bid g.
+        """
+        rates = sets.ctr.transpose(0, 2, 1)
+        worth = (bids - self.reserve)[:, :, None] * rates
+        own = bids[:, :, None] * rates
+        others = worth.sum(axis=1, keepdims=True) - own
+        others = np.where(sets.feasible(self.slots)[:, None, :], others, -np.inf)
+        welfare = others[:, :, None, :] + grid[:, :, :, None] * rates[:, :, None, :]
+        winner = welfare.argmax(axis=3)
+        itctr = np.take_along_axis(rates, winner, axis=2)
+        at_choice = np.take_along_axis(others, winner, axis=2)
+        pivot = clarke_pivot(others.max(axis=2, keepdims=True), at_choice)
+        return itctr, np.minimum(pivot, grid * itctr)
+
+
+def stand_alone_ctr(pool: ReplyPool) -> Floats:
+    """(B, n) click rate of each ad shown alone, by importance weight.
+
+    Where no reply shows the ad alone: over all that show it; where none does: 0.
+    """
+    alone = pool.exposure & (pool.exposure.sum(axis=2, keepdims=True) == 1)
+    counted = np.where(alone.any(axis=1, keepdims=True), alone, pool.exposure)
+    masked = np.where(counted, pool.log_weights[:, :, None], -np.inf)
+    return (_normalised(masked, axis=1) * pool.ctr).sum(axis=1)
+
+
+def _rates(sets: RenderableSets, winner: Ints) -> Floats:
+    """(B, K, n) click rates of the sets that the replies `winner` (B, K) stand for."""
+    return np.take_along_axis(sets.ctr, winner[:, :, None], axis=1)
+
+
+def _normalised(log_weights: Floats, axis: int) -> Floats:
+    """Weights that sum to 1 along an axis, or are all 0 where every log-weight is -inf."""
+    peak = log_weights.max(axis=axis, keepdims=True)
+    weights = np.exp(log_weights - np.where(np.isfinite(peak), peak, 0.0))
+    total = weights.sum(axis=axis, keepdims=True)
+    return weights / np.where(total > 0, total, 1.0)

@@ -1,0 +1,255 @@
+"""Learners against environments whose answers are known on paper."""
+
+import copy
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents.learners import LEARNERS, Feedback, Population, make_learner
+from mechanisms.errors import BadInput
+
+R = 2
+
+
+def people(values=(1.0, 2.0, 0.5), vm=True, roi=1.5, budget=np.inf):
+    values = np.array(values, dtype=float)
+    full = np.full(values.shape, 1.0)
+    return Population(
+        values, np.broadcast_to(vm, values.shape).copy(), full * roi, full * np.array(budget)
+    )
+
+
+def learner_of(name, population, seed=0, **parameters):
+    return make_learner(name, population, R, np.random.default_rng(seed), **parameters)
+
+
+def smooth_market(bids, share):
+    """Clicks rise with the bid; a click costs `share` of the bid (1 is first price)."""
+    clicks = 10 * (0.02 + 0.3 * bids / (bids + 1))
+    return clicks, share * bids * clicks
+
+
+def feedback_of(learner, bids, market, rng=None):
+    clicks, payments = market(bids)
+    grid_clicks = grid_payments = None
+    if learner.grid is not None:
+        shape = (R, *learner.grid.shape)
+        grid_clicks, grid_payments = (np.broadcast_to(a, shape) for a in market(learner.grid))
+    drawn = clicks if rng is None else rng.poisson(clicks).astype(float)
+    charges = payments if rng is None else payments / clicks * drawn
+    return Feedback(
+        drawn, charges, clicks, payments, np.full(bids.shape, 10.0), grid_clicks, grid_payments
+    )
+
+
+def play(learner, market, rounds, rng=None):
+    """(rounds, R, N) bids, clicks and payments."""
+    history = []
+    for _ in range(rounds):
+        bids = learner.bids()
+        learner.learn(feedback_of(learner, bids, market, rng))
+        history.append((bids, *market(bids)))
+    return (np.array(part) for part in zip(*history, strict=True))
+
+
+def test_truthful_and_shading_are_exact():
+    population = people(vm=[False, True, True])
+    truth = [[1.0, 2 / 1.5, 0.5 / 1.5]] * R
+    np.testing.assert_array_equal(learner_of("truthful", population).bids(), truth)
+    shaded = learner_of("shading", population, factor=0.25).bids()
+    np.testing.assert_allclose(shaded, 0.25 * np.array(truth), rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("hegde", {}, "choose one of hedge, pacing, shading, truthful"),
+        ("hedge", {"gridsize": 3}, "valid: grid_size, max_multiple"),
+        ("truthful", {"factor": 1}, "takes none"),
+        ("shading", {"factor": 0}, "factor must lie in"),
+        ("shading", {"factor": float("nan")}, "factor must lie in"),
+        ("hedge", {"grid_size": 1}, "grid_size"),
+        ("hedge", {"max_multiple": float("nan")}, "max_multiple"),
+        ("pacing", {"step": 0}, "step"),
+        ("pacing", {"max_multiple": 0.5}, "max_multiple"),
+        ("pacing", {"signal": "loud"}, "expected, realised"),
+    ],
+)
+def test_bad_names_and_parameters_are_refused(name, parameters, message):
+    with pytest.raises(BadInput, match=message):
+        learner_of(name, people(), **parameters)
+
+
+def test_hedge_needs_a_grid():
+    learner = learner_of("hedge", people())
+    nothing = np.zeros((R, 3))
+    with pytest.raises(BadInput, match="full feedback"):
+        learner.learn(Feedback(nothing, nothing, nothing, nothing, nothing))
+
+
+def test_hedge_grids_reach_beyond_the_truthful_bid_and_contain_it():
+    population = people(vm=[False, True, True])
+    grid = learner_of("hedge", population).grid
+    assert grid.shape == (3, 61)
+    np.testing.assert_allclose(grid.max(axis=1), population.truthful_bids * [1.5, 3, 3])
+    assert (np.abs(grid - population.truthful_bids[:, None]).min(axis=1) < 1e-12).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    growth=st.floats(0.9, 1.1),
+    adversary=st.sampled_from(["random", "spiteful", "alternating"]),
+    size=st.integers(2, 12),
+)
+def test_hedge_regret_stays_below_its_bound(seed, growth, adversary, size):
+    """Whatever the payoffs and however their scale drifts; the adversary sees the weights."""
+    rng = np.random.default_rng(seed)
+    learner = learner_of("hedge", people([1.0, 3.0], vm=False), grid_size=size)
+    shape = (R, 2, size)
+    earned, best, widest = np.zeros(shape[:2]), np.zeros(shape), np.zeros(shape[:2])
+    for t in range(120):
+        weights = learner.state["weights"].copy()
+        if adversary == "random":
+            paid = rng.random(shape)
+        elif adversary == "spiteful":
+            paid = (weights == weights.max(axis=-1, keepdims=True)).astype(float)
+        else:
+            paid = np.broadcast_to((np.arange(size) + t) % 2, shape).astype(float)
+        paid = paid * growth**t
+        none = np.zeros(shape[:2])
+        learner.learn(Feedback(none, none, none, none, none, np.zeros(shape), paid))
+        earned -= (weights * paid).sum(axis=-1)
+        best -= paid
+        widest = np.maximum(widest, np.ptp(paid, axis=-1))
+    regret = best.max(axis=-1) - earned
+    assert (regret <= learner.regret_bound + 4.42 * widest + 1e-9).all()
+
+
+@pytest.mark.parametrize("money", [1e-6, 1.0, 1e6])
+def test_hedge_concentrates_on_the_best_bid_in_any_unit_of_money(money):
+    population = people(money * np.array([1.0, 2.0]), vm=False)
+    learner = learner_of("hedge", population, grid_size=11)
+
+    def market(bids):
+        clicks = 0.05 + 0.4 * bids / (bids + money)
+        return clicks, bids * clicks
+
+    best = (population.values[:, None] - learner.grid) * market(learner.grid)[0]
+    *_, _ = play(learner, market, 1500)
+    weights = learner.state["weights"]
+    np.testing.assert_array_equal(weights.argmax(-1), np.tile(best.argmax(-1), (R, 1)))
+    # grid steps of 0.15 v: neighbours differ little, so some weight stays there
+    assert (weights.max(axis=-1) > 0.6).all()
+    assert np.abs(learner.mean_bids / learner.grid[[0, 1], best.argmax(-1)] - 1).max() < 0.15
+
+
+def test_utility_maximizers_have_no_multiplier_and_value_maximizers_keep_it_positive():
+    learner = learner_of("hedge", people(vm=[False, True, True]))
+    play(learner, lambda b: smooth_market(b, 1.0), 50)
+    assert (learner.state["multiplier"][:, 0] == 0).all()
+    assert (learner.state["multiplier"][:, 1:] > 0).all()
+
+
+@pytest.mark.parametrize(("share", "kappa"), [(1.0, 1.0), (0.5, 2.0)])
+def test_value_maximizers_reach_the_bid_where_roi_binds(share, kappa):
+    """A click costs `share · b`, so v = tau · p at b = v / (tau · share)."""
+    population = people()
+    hedge = learner_of("hedge", population)
+    bids, clicks, payments = play(hedge, lambda b: smooth_market(b, share), 2000)
+    average = hedge.average_bids / population.truthful_bids
+    np.testing.assert_allclose(average, kappa, rtol=0.02)
+    late = bids[1500:].mean(axis=(0, 1)) / population.truthful_bids
+    np.testing.assert_allclose(late, kappa, rtol=0.05)
+    roi = population.values * clicks.sum(0) / payments.sum(0)
+    np.testing.assert_allclose(roi / 1.5, 1, rtol=0.02)
+
+    pacing = learner_of("pacing", population)
+    bids, clicks, payments = play(pacing, lambda b: smooth_market(b, share), 500)
+    np.testing.assert_allclose(bids[-1] / population.truthful_bids, kappa, rtol=1e-3)
+    roi = population.values * clicks.sum(0) / payments.sum(0)
+    np.testing.assert_allclose(roi / 1.5, 1, rtol=0.01)
+    assert (roi / 1.5 > 1 - 1e-9).all()
+    assert not pacing.capped.any()
+
+
+def test_pacing_by_realised_clicks_is_right_on_average():
+    population = people()
+    learner = learner_of("pacing", population, signal="realised")
+    rng = np.random.default_rng(3)
+    bids, clicks, payments = play(learner, lambda b: smooth_market(b, 0.5), 3000, rng)
+    roi = population.values * clicks[1500:].sum(0) / payments[1500:].sum(0)
+    np.testing.assert_allclose(roi / 1.5, 1, rtol=0.03)
+    np.testing.assert_allclose(bids[1500:].mean(0) / population.truthful_bids, 2.0, rtol=0.05)
+
+
+def test_pacing_says_when_its_cap_binds_before_the_target():
+    learner = learner_of("pacing", people(), max_multiple=3.0)
+    bids, *_ = play(learner, lambda b: smooth_market(b, 0.1), 300)
+    np.testing.assert_allclose(bids[-1], 3.0 * learner.population.truthful_bids[None].repeat(R, 0))
+    assert learner.capped.all()
+
+
+@pytest.mark.parametrize("vm", [False, True])
+def test_pacing_spends_its_budget_and_no_more(vm):
+    budget = np.array([0.2, 0.5, 0.05])
+    population = people(vm=vm, budget=budget)
+    learner = learner_of("pacing", population)
+    bids, _, payments = play(learner, lambda b: smooth_market(b, 1.0), 2000)
+    np.testing.assert_allclose(payments[1000:].mean(0), np.tile(budget, (R, 1)), rtol=0.01)
+    assert (payments.mean(0) <= 1.03 * budget).all()
+    assert (bids <= population.truthful_bids * (1 + 1e-12)).all()
+
+
+def test_pacing_without_constraints_that_bind_is_truthful_for_utility_maximizers():
+    learner = learner_of("pacing", people(vm=False, budget=[np.inf, 1e6, np.inf]))
+    bids, *_ = play(learner, lambda b: smooth_market(b, 1.0), 50)
+    np.testing.assert_array_equal(bids[-1], [[1.0, 2.0, 0.5]] * R)
+
+
+@settings(max_examples=20, deadline=None)
+@given(order=st.permutations(range(4)), vm=st.lists(st.booleans(), min_size=4, max_size=4))
+def test_permuting_advertisers_permutes_the_bids_of_a_deterministic_learner(order, vm):
+    values, roi = np.array([1.0, 2.0, 0.5, 3.0]), np.array([1.0, 1.2, 1.5, 2.0])
+    budget, vm = np.array([np.inf, 0.4, 0.1, np.inf]), np.array(vm)
+    for name in ("truthful", "shading", "pacing"):
+        plain = learner_of(name, Population(values, vm, roi, budget))
+        mixed = learner_of(name, Population(values[order], vm[order], roi[order], budget[order]))
+        ours, *_ = play(plain, lambda b: smooth_market(b, 0.6), 30)
+        theirs, *_ = play(mixed, lambda b: smooth_market(b, 0.6), 30)
+        np.testing.assert_array_equal(theirs, ours[:, :, order])
+
+
+def test_a_round_without_requests_teaches_nothing():
+    for name in ("hedge", "pacing"):
+        learner = learner_of(name, people())
+        play(learner, lambda b: smooth_market(b, 0.5), 20)
+        before = getattr(learner, "mean_bids", learner.bids())
+        play(learner, lambda b: (0 * b, 0 * b), 1)
+        after = getattr(learner, "mean_bids", learner.bids())
+        np.testing.assert_allclose(after, before, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(LEARNERS))
+def test_state_and_generator_are_a_checkpoint(name):
+    def market(bids):
+        return smooth_market(bids, 0.7)
+
+    first = learner_of(name, people())
+    play(first, market, 30)
+    state, generator = copy.deepcopy(first.state), first.rng.bit_generator.state
+    ahead, *_ = play(first, market, 20)
+    second = learner_of(name, people(), seed=9)
+    second.state, second.rng.bit_generator.state = state, generator
+    again, *_ = play(second, market, 20)
+    np.testing.assert_array_equal(again, ahead)
+
+
+@pytest.mark.parametrize("name", sorted(LEARNERS))
+def test_bids_are_bids(name):
+    learner = learner_of(name, people(vm=[True, False, True]))
+    bids, *_ = play(learner, lambda b: smooth_market(b, 1.0), 40)
+    assert bids.shape == (40, R, 3)
+    assert np.isfinite(bids).all() and (bids >= 0).all()

@@ -1,0 +1,371 @@
+"""The market, round by round."""
+
+import gc
+import weakref
+from types import SimpleNamespace as Record
+
+import mesa
+import numpy as np
+import polars as pl
+import pytest
+
+from agents import UtilityMaximizer, ValueMaximizer
+from market.ledger import PER_ROUND, Result
+from market.model import MarketModel
+from mechanisms.base import Mechanism, Outcome
+from mechanisms.errors import BadInput
+from mechanisms.pool import ReplyPool
+from mechanisms.registry import make_mechanism
+
+N = 5
+
+
+def make_pool(seed=1):
+    return ReplyPool.synthetic(30, 10, 3, np.random.default_rng(seed), advertisers=N)
+
+
+def make_scenario(rounds=25, replications=3, learners=("hedge",), mechanism="mosaic", **changes):
+    """A stand-in with the fields of `market.Scenario` that the model reads."""
+    specs = []
+    for i in range(N):
+        given = learners[i % len(learners)]
+        name, parameters = given if isinstance(given, tuple) else (given, {})
+        specs.append(
+            Record(
+                objective="value" if i % 2 else "utility",
+                value=1.0 + 0.2 * i,
+                target_roi=1.5 if i % 2 else None,
+                budget=changes.get("budget"),
+                learner=Record(name=name, parameters=parameters),
+            )
+        )
+    return Record(
+        rounds=rounds,
+        requests_per_round=4,
+        replications=replications,
+        mechanism=Record(name=mechanism, parameters={"tau": 0.3} if mechanism == "mosaic" else {}),
+        advertisers=specs,
+        make_pool=make_pool,
+    )
+
+
+def run(seed=0, **changes):
+    return MarketModel(make_scenario(**changes), seed).run()
+
+
+def saved(result, folder):
+    result.save(folder)
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_same_seed_same_bytes_and_different_seed_different(tmp_path):
+    one = saved(run(seed=4), tmp_path / "one")
+    again = saved(run(seed=4), tmp_path / "again")
+    other = saved(run(seed=5), tmp_path / "other")
+    assert list(one) == ["advertisers.parquet", "rounds.parquet", "summary.json"]
+    assert one == again
+    assert all(one[name] != other[name] for name in one)
+
+
+def test_frames_have_a_row_for_everything_and_agree_with_each_other():
+    result = run(learners=("hedge", "pacing", "truthful"))
+    assert result.rounds.height == 3 * 25
+    assert result.advertisers.height == 3 * 25 * N
+    people = result.advertisers
+    assert people["round"].to_list()[: 2 * N] == [0] * N + [1] * N
+    sums = people.group_by("replication", "round", maintain_order=True).agg(
+        revenue=pl.col("charge").sum() / 4,
+        expected_revenue=pl.col("payment").sum() / 4,
+        clicks=pl.col("clicks").sum() / 4,
+        ads_per_reply=pl.col("exposure").sum() / 4,
+        requests=pl.col("requests").sum() / 4,
+        value=(pl.col("value") * pl.col("itctr")).sum() / 4,
+    )
+    for name in ("revenue", "expected_revenue", "clicks", "ads_per_reply"):
+        np.testing.assert_allclose(result.rounds[name], sums[name], atol=1e-12, err_msg=name)
+    assert (sums["requests"] == 3).all()  # three candidate ads a request
+    rounds = result.rounds
+    np.testing.assert_allclose(rounds["welfare"], sums["value"] + rounds["user_satisfaction"])
+    regularised = rounds["welfare"] - 0.3 * rounds["kl"]
+    np.testing.assert_allclose(rounds["regularised_welfare"], regularised)
+    np.testing.assert_allclose(rounds["ess"], 10)
+    assert (rounds["kl"] >= 0).all()
+    one = people.filter((pl.col("replication") == 1) & (pl.col("advertiser") == 2))
+    np.testing.assert_allclose(one["spend"], one["charge"].cum_sum())
+    value = (one["value"] * one["clicks"]).cum_sum().to_numpy()
+    late = one["spend"].to_numpy() > 0
+    np.testing.assert_allclose(one["roi"].to_numpy()[late], (value / one["spend"].to_numpy())[late])
+    assert one["roi"].to_numpy().shape == (25,) and not one["roi"].is_nan().any()
+
+
+def test_mechanisms_share_requests_and_dice_at_the_same_seed():
+    seen = {}
+    for name in ("mosaic", "first-price"):
+        model = MarketModel(make_scenario(mechanism=name, learners=("truthful",)), 3)
+        seen[name] = []
+        for _ in range(5):
+            seen[name].append(model.requests_arrive())
+            model.step()
+    np.testing.assert_array_equal(seen["mosaic"], seen["first-price"])
+    assert len({batch.tobytes() for batch in seen["mosaic"]}) == 5
+    other_seed = MarketModel(make_scenario(), 4).requests_arrive()
+    assert (other_seed != seen["mosaic"][0]).any()
+
+
+def test_dice_are_fresh_every_round_and_the_same_for_every_mechanism(monkeypatch):
+    thrown = {}
+    for name in ("mosaic", "first-price"):
+        model = MarketModel(make_scenario(mechanism=name), 3)
+        states, serve = thrown.setdefault(name, []), model.platform.serve
+
+        def watch(requests, bids, rng, states=states, serve=serve):
+            states.append(str(rng.bit_generator.state))
+            return serve(requests, bids, rng)
+
+        monkeypatch.setattr(model.platform, "serve", watch)
+        model.run(5)
+    assert thrown["mosaic"] == thrown["first-price"]
+    assert len(set(thrown["mosaic"])) == 5
+
+
+def test_learners_do_not_disturb_requests():
+    hedging = run(learners=("truthful", "hedge")).advertisers
+    truthful = run(learners=("truthful",)).advertisers
+    np.testing.assert_array_equal(hedging["requests"], truthful["requests"])
+
+
+def test_replications_are_distinct():
+    frames = run(learners=("truthful",)).rounds.partition_by("replication")
+    revenue = [tuple(frame["revenue"]) for frame in frames]
+    assert len(set(revenue)) == 3
+
+
+def test_rounds_are_counted_and_run_can_go_on():
+    model = MarketModel(make_scenario(rounds=10), 2)
+    assert model.round == 0 and model.running
+    part = model.run(rounds=4)
+    assert part.rounds["round"].max() == 3 and model.round == 4 and model.running
+    rest = model.run()
+    assert rest.rounds["round"].max() == 9 and not model.running
+    assert rest.rounds.equals(run(rounds=10, seed=2).rounds)
+    assert model.run().rounds.equals(rest.rounds)
+    with pytest.raises(RuntimeError, match="all 10 rounds"):
+        model.step()
+
+
+def test_longer_than_a_chunk():
+    result = run(rounds=520, replications=1, learners=("truthful",))
+    assert result.rounds["round"].to_list() == list(range(520))
+    assert result.rounds["welfare"].is_finite().all()
+
+
+def test_budgets_are_never_overspent_and_the_broke_bid_nothing():
+    budget = 1.5
+    for learner in ("truthful", "hedge", ("pacing", {"signal": "realised"})):
+        result = run(rounds=60, learners=(learner,), budget=budget, mechanism="first-price")
+        people = result.advertisers
+        assert people["spend"].max() <= budget * (1 + 1e-12)
+        broke = people.filter(pl.col("spend").shift(N).over("replication") >= budget * (1 - 1e-9))
+        assert (broke["bid"] == 0).all() and (broke["charge"] == 0).all()
+    assert run(rounds=60, learners=("truthful",), budget=budget).advertisers["bid"].min() == 0
+
+
+def test_learners_bid_as_theory_says():
+    """Under Rochet payments UMs stay truthful and VMs bid above v / tau_roi; ROI is met."""
+    model = MarketModel(make_scenario(rounds=600, replications=2), 0)
+    kinds = model.run().summary["mosaic"]["objectives"]
+    assert kinds["utility"]["bid_over_value"]["mean"] == pytest.approx(1, abs=0.05)
+    assert kinds["value"]["bid_over_truthful"]["low"] > 1.05
+    assert kinds["value"]["roi_over_target"]["mean"] == pytest.approx(1, abs=0.05)
+    model = MarketModel(make_scenario(rounds=600, replications=2, mechanism="first-price"), 0)
+    kinds = model.run().summary["first-price"]["objectives"]
+    assert kinds["utility"]["bid_over_value"]["high"] < 0.9
+    assert kinds["value"]["bid_over_truthful"]["mean"] == pytest.approx(1, abs=0.1)
+
+
+def test_advertisers_that_share_a_learner_share_an_object():
+    model = MarketModel(
+        make_scenario(learners=("hedge", ("hedge", {"grid_size": 9}), "truthful")), 0
+    )
+    a = model.advertisers
+    assert a[0].learner is a[3].learner and a[0].learner is not a[1].learner
+    assert [type(x) for x in a[:2]] == [UtilityMaximizer, ValueMaximizer]
+    model.run()  # grids of different sizes in one market
+    np.testing.assert_array_equal(a[1].bid, model.bids[:, 1])
+
+
+def test_grids_of_different_size_do_not_mix():
+    mixed = MarketModel(make_scenario(learners=("hedge", ("hedge", {"grid_size": 9}))), 0)
+    mixed.step()
+    requests = mixed.requests_arrive()
+    mixed.advertisers_bid()
+    clicks, _ = mixed._counterfactuals(requests)
+    small = mixed.groups[1]
+    alone = np.zeros((N, 9))
+    alone[small.index] = small.learner.grid
+    expected, _ = mixed.platform.counterfactual(requests, mixed.bids, alone)
+    np.testing.assert_allclose(clicks[:, small.index, :9], expected[:, small.index])
+
+
+def test_batch_run_and_data_collector():
+    rows = mesa.batch_run(
+        MarketModel,
+        parameters={
+            "scenario": [make_scenario(rounds=6)],
+            "seed": [0, 1],
+            "collect_every": 1,
+            "label": ["x"],
+        },
+        data_collection_period=1,
+        display_progress=False,
+    )
+    ours = [row for row in rows if row["seed"] == 1]
+    assert {row["Step"] for row in ours} == set(range(6))
+    expected = MarketModel(make_scenario(rounds=6), 1).run()
+    by_round = expected.rounds.group_by("round").agg(pl.col("revenue").mean()).sort("round")
+    for row in ours:
+        assert row["revenue"] == pytest.approx(by_round["revenue"][row["Step"]])
+    bids = expected.advertisers.filter((pl.col("round") == 2) & (pl.col("advertiser") == 3))["bid"]
+    there = [row for row in ours if row["Step"] == 2 and row["AgentID"] == 4]
+    assert there[0]["bid"] == pytest.approx(bids.mean())
+    assert {"bid_over_value", "utility", "spend", "roi", "welfare", "user_satisfaction"} <= set(
+        there[0]
+    )
+
+
+def test_batch_run_without_collecting_reports_the_last_round():
+    rows = mesa.batch_run(
+        MarketModel, parameters={"scenario": [make_scenario(rounds=4)]}, display_progress=False
+    )
+    assert {row["Step"] for row in rows} == {3}
+    expected = MarketModel(make_scenario(rounds=4), 0).run().rounds
+    last = expected.filter(pl.col("round") == 3)["ads_per_reply"].mean()
+    assert rows[0]["ads_per_reply"] == pytest.approx(last)
+
+
+def test_collecting_now_and_then():
+    model = MarketModel(make_scenario(rounds=7), 0, collect_every=3)
+    model.run()
+    frame = model.datacollector.get_model_vars_dataframe()
+    assert frame["revenue"].notna().tolist() == [True, False, False, True, False, False, True]
+    agents = model.datacollector.get_agent_vars_dataframe()
+    assert len(agents) == 3 * (N + 1)
+
+
+def test_a_finished_model_is_forgotten():
+    model = MarketModel(make_scenario(rounds=2), 0)
+    model.run()
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.advertisers.pop(), "4 advertisers and the pool 5"),
+        (lambda s: setattr(s.advertisers[1], "objective", "fame"), "utility or value"),
+        (lambda s: setattr(s.advertisers[1].learner, "name", "oracle"), "choose one of"),
+        (lambda s: setattr(s.advertisers[1], "budget", 0.0), "budget must be positive"),
+        (lambda s: setattr(s.mechanism, "name", "lottery"), "no mechanism 'lottery'"),
+    ],
+)
+def test_bad_scenarios_are_refused(change, message):
+    scenario = make_scenario()
+    change(scenario)
+    with pytest.raises(BadInput, match=message):
+        MarketModel(scenario, 0)
+
+
+class Broken(Mechanism):
+    """A sound mechanism whose outcome is spoilt."""
+
+    name = "broken"
+
+    def __init__(self, **spoilt):
+        self.spoilt = spoilt
+
+    def allocate(self, pool, bids):
+        return make_mechanism("mosaic", tau=0.3).allocate(pool, bids)
+
+    def charge(self, pool, bids, allocation, chosen, clicks):
+        return allocation.payments
+
+    def run(self, pool, bids, rng):
+        sound = super().run(pool, bids, rng)
+        return Outcome(**vars(sound) | {k: f(pool, sound) for k, f in self.spoilt.items()})
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ({"probabilities": lambda p, o: o.probabilities * 0.9}, "do not sum to 1"),
+        ({"clicks": lambda p, o: np.ones_like(o.clicks)}, "not shown is clicked"),
+        ({"charges": lambda p, o: o.charges * np.nan}, "charges of an advertiser: NaN"),
+        ({"payments": lambda p, o: o.payments + np.inf}, "payments of an advertiser: NaN"),
+    ],
+)
+def test_books_that_do_not_balance_stop_the_run(spoilt, message):
+    scenario = make_scenario(learners=("truthful",))
+    MarketModel(scenario, 0, mechanism=Broken()).step()
+    model = MarketModel(scenario, 0, mechanism=Broken(**spoilt))
+    with pytest.raises(RuntimeError, match=f"round 0: .*{message}"):
+        model.step()
+
+
+def test_charges_lost_between_platform_and_advertisers_stop_the_run(monkeypatch):
+    model = MarketModel(make_scenario(learners=("truthful",)), 0)
+    honest = model.platform.tally
+
+    def skim(requests, outcome):
+        tally = honest(requests, outcome)
+        tally.charges[:] *= 0.99
+        return tally
+
+    monkeypatch.setattr(model.platform, "tally", skim)
+    with pytest.raises(RuntimeError, match="round 0: charges miss the revenue"):
+        model.step()
+
+
+def test_results_side_by_side():
+    mosaic, first = run(rounds=8), run(rounds=8, mechanism="first-price")
+    both = Result.concat([mosaic, first])
+    assert both.rounds["mechanism"].unique(maintain_order=True).to_list() == [
+        "mosaic", "first-price",
+    ]  # fmt: skip
+    assert both.rounds["regularised_welfare"].null_count() == 3 * 8
+    assert both.summary == Result.of(both.rounds, both.advertisers).summary
+    assert list(both.summary) == ["mosaic", "first-price"]
+    with pytest.raises(BadInput, match="two results are labelled 'mosaic'"):
+        Result.concat([mosaic, mosaic])
+    with pytest.raises(BadInput, match="no results"):
+        Result.concat([])
+
+
+def test_summary_is_of_the_last_quarter_with_intervals():
+    result = run(rounds=20)
+    summary = result.summary["mosaic"]
+    assert summary["rounds"] == 20 and summary["summarised_from_round"] == 15
+    late = result.rounds.filter(pl.col("round") >= 15)
+    for name in PER_ROUND:
+        assert summary[name]["mean"] == pytest.approx(late[name].mean()), name
+        assert summary[name]["low"] <= summary[name]["mean"] <= summary[name]["high"], name
+        assert summary[name]["clusters"] == 3
+    people = result.advertisers.filter((pl.col("round") >= 15) & (pl.col("objective") == "value"))
+    shading = summary["objectives"]["value"]["bid_over_value"]
+    assert shading["mean"] == pytest.approx((people["bid"] / people["value"]).mean())
+    assert shading["clusters"] == 3 * 2
+    assert "roi_over_target" not in summary["objectives"]["utility"]
+    lone = run(rounds=4, replications=1).summary["mosaic"]["welfare"]
+    assert lone["low"] is None and lone["clusters"] == 1
+
+
+def test_titles_and_labels_reach_the_frames(tmp_path):
+    titles = [f"Tea {i}" for i in range(N)]
+    model = MarketModel(make_scenario(rounds=2), 0, titles=titles, label="tau=0.3")
+    result = model.run()
+    assert result.advertisers["title"].to_list()[:N] == titles
+    assert set(result.rounds["mechanism"]) == {"tau=0.3"} and list(result.summary) == ["tau=0.3"]
+    read = pl.read_parquet(result.save(tmp_path) / "advertisers.parquet")
+    assert read.equals(result.advertisers)

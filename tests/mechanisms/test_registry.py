@@ -1,0 +1,43 @@
+"""Mechanisms by name, and how wrong names, parameters and values are refused."""
+
+import pytest
+
+from mechanisms.errors import BadInput
+from mechanisms.registry import MECHANISMS, make_mechanism
+from tests.mechanisms.pools import VARIANTS, variant
+
+
+@pytest.mark.parametrize("key", VARIANTS)
+def test_parameters_rebuild_the_mechanism(key):
+    mechanism = variant(key)
+    assert make_mechanism(mechanism.name, **mechanism.parameters) == mechanism
+    assert VARIANTS[key][1].items() <= mechanism.parameters.items()
+
+
+def test_names():
+    assert list(MECHANISMS) == ["mosaic", "llm-auction-ideal", "first-price", "gsp", "vcg"]
+    defaults = {"tau": 0.3, "offset": True, "settlement": "expected"}
+    assert make_mechanism("mosaic", tau=0.3).parameters == defaults
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("mozaic", {}, "no mechanism 'mozaic'; there are mosaic, llm-auction-ideal, first-price"),
+        ("mosaic", {"tua": 1}, "mosaic has no parameter 'tua'; it has tau, offset, settlement"),
+        ("mosaic", {}, "mosaic needs parameter 'tau'"),
+        ("mosaic", {"tau": 0}, "tau is 0; give a finite number > 0"),
+        ("mosaic", {"tau": "warm"}, "tau is 'warm'"),
+        ("mosaic", {"tau": 1, "offset": 1}, "offset is 1; give one of True, False"),
+        ("mosaic", {"tau": 1, "settlement": "later"}, "give one of 'expected', 'realised'"),
+        ("llm-auction-ideal", {"tau": 1, "user_weight": -1}, "user_weight is -1"),
+        ("llm-auction-ideal", {"tau": 1, "max_ads": 1.5}, "max_ads is 1.5; give a whole number"),
+        ("gsp", {"slots": 0}, "slots is 0; give a whole number >= 1"),
+        ("vcg", {"reserve": float("inf")}, "reserve is inf"),
+        ("first-price", {"tau": 1}, "no parameter 'tau'; it has slots, reserve"),
+    ],
+)
+def test_refuses(name, parameters, message):
+    with pytest.raises(BadInput, match=message) as refused:
+        make_mechanism(name, **parameters)
+    assert "\n" not in str(refused.value)
