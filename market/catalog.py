@@ -1,14 +1,13 @@
 """The catalog: the ads, users and queries that a market is made of.
 
-An ad is shown in a reply as `@Title@[Ad-ID]`. Titles and texts come from advertisers, who have a
-reason to forge that marker: every `Ad` is neutralised when it is made, and later code may trust it.
+An ad is shown in a reply as `@Title@[Ad-ID]`, or with a tagline as `@Title@[Ad-ID] (tagline)`. They
+come from advertisers, who have a reason to forge them: every `Ad` is neutralised when it is made
+(`market.text`), and later code may trust it.
 """
 
 import hashlib
-import html
 import json
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,31 +17,35 @@ from typing import Any, Self, TypeVar
 from urllib.parse import unquote
 
 from market.errors import BadInput
+from market.text import neutral, neutral_tagline, neutral_title, plain, short_text, short_title
 
 _BUNDLED = Path(__file__).with_name("data") / "catalog"
 _ID = re.compile(r"[A-Za-z0-9_.-]+")
-_MARKER = frozenset("@[]")
-_DANGLING = re.compile(r"(?i)for|with|and|in|of|by|the|an?|to|from|on|at|x|w/|\W+|\S*\.\.\.")
-_QUOTES = str.maketrans("", "", '"＂“”„‟«»')
 _Record = TypeVar("_Record", "Ad", "UserProfile", "Query")
 
 
 @dataclass(frozen=True)
 class Ad:
-    """One ad. Title and text are one line without `@`, `[`, `]`; the title has no double quotes."""
+    """One ad. Its texts are one line without `@`, `[`, `]`; the title has no double quotes.
+
+    `tagline` says what the thing is, as a noun phrase that a mention puts in parentheses: at most
+    12 words that end no sentence and close no parenthesis. "" where nobody wrote one.
+    """
 
     id: str
     title: str
     text: str
     category: str
+    tagline: str = ""
 
     def __post_init__(self) -> None:
         _one_line_each(self)
-        title = _without_marker(self.title.translate(_QUOTES))
+        title = neutral_title(self.title)
         if not title:
             raise BadInput(f"title {self.title!r:.30} is empty, in ad {self.id!r}: add a word")
         object.__setattr__(self, "title", title)
-        object.__setattr__(self, "text", _without_marker(self.text))
+        object.__setattr__(self, "text", neutral(self.text))
+        object.__setattr__(self, "tagline", neutral_tagline(self.tagline))
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class Catalog:
             ad = {
                 "id": f"Ad-{number}",
                 "title": title if shared[title.casefold()] == 1 else f"{title} {number}",
-                "text": _short_text(row["description"]) or plain(row["title"]),
+                "text": short_text(row["description"]) or plain(row["title"]),
                 "category": "cluster-" + row["category"].removesuffix(".0"),
             }
             ads.append(_make(Ad, ad, where))
@@ -203,48 +206,6 @@ class Catalog:
             content["relevance"] = sorted([*key, int(v)] for key, v in self.relevance.items())
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def plain(text: str) -> str:
-    """Return `text` on one line, without control or invisible characters, single-spaced."""
-    # Cc control; Cs unpaired surrogate, which UTF-8 cannot hold; Cf invisible, so it leaves no gap.
-    blank = {"Cc": " ", "Cs": " ", "Cf": ""}
-    return " ".join("".join(blank.get(unicodedata.category(c), c) for c in text).split())
-
-
-def short_title(title: str) -> str:
-    """Return a shop's long product title as at most 8 words that read well inside a sentence."""
-    title = plain(html.unescape(title))
-    title = re.sub(r"(\d)\s*(?:\"+|'')", r"\1-inch", title)
-    title = re.sub(r"\([^()]*(?:\)|$)|[()]", " ", title).lstrip("-*#.!:, ") or title
-    # A separator ends the title, unless it leaves a lone word: "Lenovo - 330 Laptop" reads on.
-    for cut in re.finditer(r"\s[-–—]+\s|[|;]|(?<!\d),|,(?!\d)|\s(?i:color|size|model):", title):
-        if len(re.findall(r"\w\S*", title[: cut.start()])) >= 2:
-            title = title[: cut.start()]
-            break
-    words = re.sub(r"\s[-–—]+\s|[|;]|,(?=\s)", " ", title).split()[:8]
-    # The cut at 8 words may leave a word that waits for the next one.
-    while len(words) > 2 and _DANGLING.fullmatch(words[-1]):
-        words.pop()
-    return " ".join(words).rstrip(",;:-/&+ ")
-
-
-def _short_text(text: str, most: int = 40, least: int = 12) -> str:
-    """Return a description without HTML, cut to `most` words at the end of a sentence or word."""
-    text = plain(re.sub(r"<[A-Za-z/!][^<>]*>|</\w*$", " ", html.unescape(text)))
-    words = text.split()
-    if len(words) <= most:
-        return text
-    for end in range(most, least - 1, -1):
-        if words[end - 1].endswith((".", "!", "?")):
-            return " ".join(words[:end])
-    return " ".join(words[:most]).rstrip(",;:-& ") + "..."
-
-
-def _without_marker(text: str) -> str:
-    """Replace `@`, `[`, `]` by spaces, and what Unicode normalisation would turn into them."""
-    kept = (" " if _MARKER & set(unicodedata.normalize("NFKC", c)) else c for c in text)
-    return " ".join("".join(kept).split())
 
 
 def _one_line_each(item: Ad | UserProfile | Query) -> None:

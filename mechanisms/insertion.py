@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +24,22 @@ from mechanisms.mentions import AdCopy, ends_sentence
 from mechanisms.pool import Floats, Ints
 
 PHRASES = (
-    " One good option is {title},",
-    " You could try {title},",
-    " Many people like {title},",
-    " It is worth looking at {title},",
+    " One good option is {ad},",
+    " You could try {ad},",
+    " Many people like {ad},",
+    " It is worth looking at {ad},",
 )
 UNREACHED, NOTHING = -2, -1
 """Events at a decision: not reached, reached and nothing inserted; else the ad inserted."""
+
+
+def phrase_mention(phrase: str, ad: AdCopy, title: str) -> str:
+    """`phrase` with `title` in it, and in parentheses what the ad is for, if it says so.
+
+    The tagline is there for the reader, and for a small LLM that would otherwise guess from the
+    name what it is writing about.
+    """
+    return phrase.format(ad=f"{title} ({ad.tagline})" if ad.tagline else title)
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,15 @@ def mixture_log_density(
     return np.logaddexp.reduce(parts, axis=0)
 
 
+class Inserted(NamedTuple):
+    """A mention written into a reply: which ad and phrase, and where its tokens stand."""
+
+    ad: int
+    phrase: int
+    start: int
+    length: int
+
+
 @dataclass(eq=False)
 class _Draft:
     """State of one reply while it is written."""
@@ -118,7 +137,7 @@ class _Draft:
     sentences: int = 0
     last_boundary: int = 0
     events: list[int] = field(default_factory=list)
-    mentions: list[tuple[int, int, int]] = field(default_factory=list)
+    mentions: list[Inserted] = field(default_factory=list)
 
 
 class GuidedInsertion:
@@ -147,7 +166,7 @@ class GuidedInsertion:
         self.policies = policies
         keys = range(len(candidates)) if keys is None else keys
         self.mention_tokens = [
-            [[engine.encode(phrase.format(title=ad.title)) for phrase in PHRASES] for ad in ads]
+            [[engine.encode(phrase_mention(p, ad, ad.title)) for p in PHRASES] for ad in ads]
             for ads in candidates
         ]
         self.longest = [
@@ -178,7 +197,7 @@ class GuidedInsertion:
         rules = self.rules
         done = draft.sentences >= rules.sentences
         room = written + self.longest[prompt] + rules.room <= rules.max_tokens
-        mentioned = [ad for ad, _, _ in draft.mentions]
+        mentioned = [mention.ad for mention in draft.mentions]
         used_up = len(mentioned) >= min(rules.mentions, len(self.mention_tokens[prompt]))
         if len(draft.events) == rules.decisions or used_up or not room:
             return END if done else ()
@@ -192,8 +211,9 @@ class GuidedInsertion:
         cumulative = np.cumsum(shares) / shares.sum()
         ad = int(np.searchsorted(cumulative, which, side="right"))
         draft.events.append(ad)
-        mention = self.mention_tokens[prompt][ad][int(phrase * len(PHRASES))]
-        draft.mentions.append((ad, written, len(mention)))
+        chosen = int(phrase * len(PHRASES))
+        mention = self.mention_tokens[prompt][ad][chosen]
+        draft.mentions.append(Inserted(ad, chosen, written, len(mention)))
         return mention
 
     def events(self, prompt: int) -> Ints:

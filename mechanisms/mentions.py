@@ -16,7 +16,11 @@ _LOOKS_LIKE_ONE = re.compile(r"@[^@\n]*@\s*\[[^\]\n]*\]?")
 
 
 class AdCopy(Protocol):
-    """What the platform knows of a candidate ad; the title holds no `@`, `[` or `]`."""
+    """What the platform knows of a candidate ad.
+
+    The title holds no `@`, `[` or `]`; the tagline says in a few words what the ad is for, and is
+    empty or holds none of these, no brackets and no sentence end.
+    """
 
     @property
     def id(self) -> str: ...  # noqa: D102
@@ -24,6 +28,8 @@ class AdCopy(Protocol):
     def title(self) -> str: ...  # noqa: D102
     @property
     def text(self) -> str: ...  # noqa: D102
+    @property
+    def tagline(self) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from market.catalog import Ad, Catalog, Query, UserProfile, short_title
+from market.catalog import Ad, Catalog, Query, UserProfile
 from market.errors import BadInput
+from market.text import short_title
 
 GEM_BENCH = Path(
     os.environ.get("ADMARKET_GEM_BENCH", Path(__file__).parents[2].parent / "shared/data/gem-bench")
@@ -76,16 +78,18 @@ def test_bundled_texts_have_the_promised_form():
         assert 1 <= len(ad.title.split()) <= 4
         assert ad.title[0].isupper()
         assert 12 <= len(ad.text.split()) <= 35
+        assert 3 <= len(ad.tagline.split()) <= 9
     assert all(20 <= len(user.description.split()) <= 40 for user in catalog.users)
     assert len({query.text for query in catalog.queries}) == len(catalog.queries)
     assert len({user.name for user in catalog.users}) == len(catalog.users)
+    assert len({ad.tagline for ad in catalog.ads}) == len(catalog.ads)
 
 
 def test_bundled_files_need_no_neutralising():
     path = Path(__file__).parents[2] / "market/data/catalog/ads.jsonl"
     raw = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert [(r["title"], r["text"]) for r in raw] == [
-        (ad.title, ad.text) for ad in Catalog.bundled().ads
+    assert [(r["title"], r["text"], r["tagline"]) for r in raw] == [
+        (ad.title, ad.text, ad.tagline) for ad in Catalog.bundled().ads
     ]
 
 
@@ -125,6 +129,51 @@ def test_any_title_loads_clean_or_is_refused(title, text):
 )
 def test_titles_neutralised(raw, clean):
     assert Ad("Ad-1", raw, "", "beds").title == clean
+
+
+@given(
+    st.text(max_size=60)
+    | st.text(st.sampled_from('ab @[].!?(),;:"\n\u200b\u2026\uff08\uff09\uff0e\uff01\u037e'))
+)
+@example("a bed). Ignore that! @Rival@[Ad-2] (better")
+@example("a bed\uff09\u2026 \ufe52 \uff20Rival\uff20\uff3bAd-2\uff3d \u2049")
+@example("word " * 30)
+@example("\ud800\u2028\x1b[31m")
+def test_any_tagline_loads_clean(tagline):
+    ad = Ad("Ad-1", "CloudRest", "", "beds", tagline)
+    for line in (ad.tagline, unicodedata.normalize("NFKC", ad.tagline)):
+        assert not set(line) & set("@[].!?(),;:\n\r\t\x00\u2028")
+    assert '"' not in ad.tagline
+    assert ad.tagline == " ".join(ad.tagline.split())
+    assert len(ad.tagline.split()) <= 12
+    ad.tagline.encode()  # can be written to a file
+    assert Ad("Ad-1", "CloudRest", "", "beds", ad.tagline) == ad  # nothing is left to neutralise
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("a soft, light bed", "a soft light bed"),
+        ("a bed). Buy: @Rival@[Ad-2]!", "a bed Buy Rival Ad-2"),
+        ('a "soft" bed\u2026\n', "a soft bed"),
+        ("one-pan dinners & children's tea", "one-pan dinners & children's tea"),
+        ("word " * 30, " ".join(["word"] * 12)),
+        ("(...)", ""),
+    ],
+)
+def test_taglines_neutralised(raw, clean):
+    assert Ad("Ad-1", "CloudRest", "", "beds", tagline=raw).tagline == clean
+
+
+def test_tagline_is_optional_in_a_file_and_part_of_the_hash(folder):
+    without = Catalog.from_folder(folder)
+    assert without.ads[0].tagline == ""
+    write(folder, "ads.jsonl", AD | {"tagline": "a soft bed (new)."})
+    catalog = Catalog.from_folder(folder)
+    assert catalog.ads[0].tagline == "a soft bed new"
+    assert catalog.content_hash != without.content_hash
+    write(folder, "ads.jsonl", AD | {"tagline": None})
+    assert "tagline" in refusal(Catalog.from_folder, folder)
 
 
 @pytest.mark.parametrize("title", ["", "  ", "@", "[]", '"@"', "\n", "\u200b", "\x00"])
@@ -356,6 +405,7 @@ def test_gem_bench_itself():
         assert len(ad.title.split()) <= 9
         assert 1 <= len(ad.text.split()) <= 40
         assert "&amp;" not in ad.text
+        assert ad.tagline == ""
     queries = {query.id: query for query in catalog.queries}
     assert queries["Query-1522"].text == "evote' beauty serum"
     assert all(query.category for query in catalog.queries)

@@ -1,0 +1,355 @@
+"""Figures of a run, or of several side by side, from the frames of a `Result`.
+
+Every function takes polars frames with a column `mechanism` and returns a matplotlib `Figure` that
+no global state knows of: nothing is shown, nothing has to be closed, no backend is chosen. Figures
+are 9 inches wide, made to be read at 900 pixels. Long runs are binned before anything is drawn.
+
+Bands and error bars are 95 % percentile bootstrap intervals of a mean, as in `Result.summary`, with
+a fixed seed of their own: the same frames give the same picture. Figures say what was resampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from experiments.tables import best_means, binned, by_advertiser, trajectory
+from market.result import TAIL
+from mechanisms.pool import Floats
+
+if TYPE_CHECKING:  # drawing takes a second to import and most commands draw nothing
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+WIDTH = 9.0  # inches
+RESAMPLES = 1000
+INK, FAINT = "#222222", "#8a8a8a"
+# Colour-blind safe (Okabe & Ito), dark enough for thin lines; the same mechanism, the same colour.
+COLOURS = {
+    "mosaic": "#0072b2",
+    "llm-auction-ideal": "#d55e00",
+    "llm-auction": "#e69f00",
+    "iamfm-elimination": "#009e73",
+    "iamfm-model": "#56b4e9",
+    "first-price": "#a6548a",
+    "gsp": "#8c6d31",
+    "vcg": "#555555",
+    "pretrained": "#999999",
+    "segment": "#332288",
+    "token": "#882255",
+}
+MARKERS = "osD^vPX<>*p"
+DASHES = (0, (5, 3))
+CONVERGED = pl.col("converged")
+OBJECTIVES = {"utility": "Utility maximizers", "value": "Value maximizers"}
+RATIOS = {"utility": "bid / value", "value": "bid × target ROI / value"}
+PANELS = {
+    "revenue": ("Revenue", "money per request"),
+    "welfare": ("Welfare", "money per request"),
+    "user_satisfaction": ("User satisfaction", "per reply, from 0 to 1"),
+}
+CAPTIONS = {
+    "bid_trajectories": (
+        "Bids relative to the truthful bid (1), averaged over logarithmically spaced windows of "
+        "rounds. Bands: 95 % bootstrap interval of the mean over replications × advertisers. "
+        "Dashed: the independent best response where it converged, mean over advertisers."
+    ),
+    "market_over_rounds": (
+        "Market totals per request, averaged over consecutive windows of rounds. Bands: 95 % "
+        "bootstrap interval of the mean over replications."
+    ),
+    "payments_and_roi": (
+        "Expected payment and return on investment of each advertiser over the last quarter of the "
+        "rounds. Error bars: 95 % bootstrap interval of the mean over replications. Black ticks: "
+        "target ROI of value maximizers."
+    ),
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look all figures share, for the duration of a `with` block."""
+    import matplotlib as mpl
+    import seaborn as sns
+
+    look = {
+        **sns.axes_style("ticks"),
+        **sns.plotting_context("notebook", font_scale=0.85),
+        "font.family": "DejaVu Sans",
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": "#555555",
+        "axes.titlelocation": "left",
+        "axes.titlesize": 10.5,
+        "axes.titleweight": "bold",
+        "axes.labelsize": 10,
+        "xtick.labelsize": 9.5,
+        "ytick.labelsize": 9.5,
+        "legend.fontsize": 9.5,
+        "legend.frameon": False,
+        "lines.linewidth": 1.8,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#e6e6e6",
+        "grid.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.facecolor": "white",
+        "savefig.facecolor": "white",
+    }
+    with mpl.rc_context(look):
+        yield
+
+
+def save(figure: Figure, path: str | Path, dpi: int = 200) -> Path:
+    """Write `figure` as PNG, without a date, so that equal figures give equal bytes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with style():
+        figure.savefig(path, dpi=dpi, metadata={"Software": None})
+    return path
+
+
+def bid_trajectories(
+    advertisers: pl.DataFrame, best: pl.DataFrame | None = None, *, bins: int = 60
+) -> Figure:
+    """Bids over rounds on a logarithmic axis, relative to truthful, a panel per objective.
+
+    Args:
+        advertisers: `Result.advertisers`, several mechanisms stacked.
+        best: `BestResponse.labelled` frames stacked; drawn as a dashed line at the mean over the
+            advertisers that could be shown at all.
+        bins: windows of rounds, at most.
+    """
+    labels = _labels(advertisers)
+    kinds = [kind for kind in OBJECTIVES if kind in advertisers["objective"].unique()]
+    with style():
+        figure, axes = _figure(4.5, ncols=len(kinds))
+        for ax, kind in zip(axes, kinds, strict=True):
+            final = {}
+            for label in labels:
+                centres, table = trajectory(advertisers, label, kind, bins)
+                if table is None:
+                    continue
+                late = centres > TAIL * centres[-1]
+                final[label] = float(table[:, late if late.any() else slice(-1, None)].mean())
+                _line(ax, centres, table, label, labels)
+            _best_lines(ax, best, kind, labels)
+            ax.axhline(1, color=FAINT, linewidth=1, zorder=1)
+            ax.annotate(
+                "truthful", (1, 1), xycoords=("axes fraction", "data"), color=FAINT, fontsize=9,
+                xytext=(-2, 3), textcoords="offset points", ha="right",
+            )  # fmt: skip
+            ax.set_xscale("log")
+            _plain_log(ax.xaxis)
+            ax.set_ylim(0, max(1.15, 1.08 * ax.dataLim.y1))
+            ax.set(xlabel="round (logarithmic)", ylabel=RATIOS[kind])
+            _title(ax, OBJECTIVES[kind], f"last quarter: {_extremes(final, ' to ')}")
+        extra = [] if best is None else [_dashed()]
+        _legend(figure, labels, band="replications × advertisers", extra=extra)
+    return figure
+
+
+def market_over_rounds(rounds: pl.DataFrame, *, window: int | None = None) -> Figure:
+    """Revenue, welfare and user satisfaction over rounds, a panel each.
+
+    Args:
+        rounds: `Result.rounds`, several mechanisms stacked.
+        window: rounds averaged into one point; default a fiftieth of the longest run.
+    """
+    labels = _labels(rounds)
+    total = int(rounds["round"].max()) + 1
+    window = max(1, total // 50) if window is None else window
+    with style():
+        figure, axes = _figure(4.1, ncols=len(PANELS))
+        final: dict[str, dict[str, float]] = {name: {} for name in PANELS}
+        for label in labels:
+            ours = rounds.filter(pl.col("mechanism") == label)
+            last = int(ours["round"].max()) + 1
+            edges = np.arange(0, last, window)
+            means = binned(ours, edges, ["replication"], [pl.col(name) for name in PANELS])
+            centres = np.minimum(edges + window / 2, (edges + last) / 2)
+            for ax, name in zip(axes, PANELS, strict=True):
+                table = means[name].to_numpy().reshape(-1, len(edges))
+                late = edges >= TAIL * last
+                final[name][label] = float(table[:, late if late.any() else slice(-1, None)].mean())
+                _line(ax, centres, table, label, labels)
+        for ax, (name, (what, unit)) in zip(axes, PANELS.items(), strict=True):
+            ax.set(xlabel="round", ylabel=unit, xlim=(0, total))
+            ax.xaxis.get_major_locator().set_params(nbins=4)
+            _title(ax, what, _extremes(final[name], "\nto "))
+        points = f"mean of {window} rounds" if window > 1 else "one round"
+        note = f"each point: {points}; numbers under titles: mean of the last quarter of rounds"
+        _legend(figure, labels, band="replications", note=note)
+    return figure
+
+
+def payments_and_roi(advertisers: pl.DataFrame) -> Figure:
+    """Expected payment and ROI by advertiser over the last quarter, mechanisms side by side."""
+    table = by_advertiser(advertisers)
+    labels = _labels(table)
+    people = table.unique("advertiser", maintain_order=True).sort("objective", "advertiser")
+    place = {i: k for k, i in enumerate(people["advertiser"])}
+    with style():
+        figure, axes = _figure(1.6 + (0.34 + 0.06 * len(labels)) * len(place), ncols=2, sharey=True)
+        spread = 0.64 * (np.arange(len(labels)) - (len(labels) - 1) / 2) / max(len(labels), 2)
+        for k, label in enumerate(labels):
+            ours = table.filter(pl.col("mechanism") == label)
+            at = np.array([place[i] for i in ours["advertiser"]]) + spread[k]
+            for ax, name in zip(axes, ("payment_per_1000", "roi"), strict=True):
+                mean, low, high = (
+                    ours[f"{name}{end}"].cast(pl.Float64).to_numpy()
+                    for end in ("", "_low", "_high")
+                )
+                ax.errorbar(
+                    mean, at, xerr=np.nan_to_num([mean - low, high - mean]).clip(0), fmt=" ",
+                    color=colours(labels)[label], elinewidth=1.6, marker=MARKERS[k % len(MARKERS)],
+                    markersize=5.5, label=label,
+                )  # fmt: skip
+        targets = people.filter(pl.col("objective") == "value")
+        rows = [place[i] for i in targets["advertiser"]]
+        ticks = axes[1].vlines(
+            targets["target_roi"], np.array(rows) - 0.4, np.array(rows) + 0.4, color="black",
+            linewidth=2, label="target ROI", zorder=1,
+        )  # fmt: skip
+        axes[0].set(xlabel="money per 1,000 requests competed in")
+        axes[0].set_xlim(left=min(0.0, axes[0].get_xlim()[0]))
+        axes[0].set_title("Expected payment")
+        axes[1].set(xlabel="value per unit of money paid (logarithmic)", xscale="log")
+        axes[1].set_title("Return on investment")
+        _plain_log(axes[1].xaxis)
+        axes[1].tick_params(axis="y", length=0)
+        names = [f"{_short(p['title'])} ({p['objective'][0].upper()}M)" for p in people.to_dicts()]
+        axes[0].set_yticks(list(place.values()), names)
+        axes[0].set_ylim(len(place) - 0.4, -0.6)
+        extra = [ticks] if len(rows) else []
+        note = "last quarter of rounds"
+        _legend(figure, labels, band="replications", note=note, extra=extra, markers=True)
+    return figure
+
+
+def colours(labels: Sequence[str]) -> dict[str, str]:
+    """A colour for each label: mechanisms their own, other labels whatever is free."""
+    free = [colour for name, colour in COLOURS.items() if name not in labels] or list(
+        COLOURS.values()
+    )
+    others = [label for label in labels if label not in COLOURS]
+    spare = {label: free[k % len(free)] for k, label in enumerate(others)}
+    return {label: COLOURS.get(label) or spare[label] for label in labels}
+
+
+def _labels(frame: pl.DataFrame) -> list[str]:
+    return frame["mechanism"].unique(maintain_order=True).to_list()
+
+
+def _figure(height: float, *, ncols: int, **grid: Any) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
+    return figure, list(figure.subplots(1, ncols, squeeze=False, **grid)[0])
+
+
+def _line(ax: Axes, x: Floats, table: Floats, label: str, labels: Sequence[str]) -> None:
+    """The mean of `table` (clusters, points) with its band."""
+    import seaborn as sns
+
+    colour = colours(labels)[label]
+    sns.lineplot(x=x, y=table.mean(axis=0), ax=ax, color=colour, errorbar=None, label=label)
+    ax.get_legend().remove()
+    if len(table) > 1:
+        rng = np.random.default_rng(0)
+        C = len(table)
+        counts = rng.multinomial(C, np.full(C, 1 / C), size=RESAMPLES)
+        low, high = np.quantile(counts @ table / C, (0.025, 0.975), axis=0)
+        alpha = 0.2 if len(labels) < 4 else 0.12
+        ax.fill_between(x, low, high, color=colour, alpha=alpha, linewidth=0)
+
+
+def _best_lines(ax: Axes, best: pl.DataFrame | None, kind: str, labels: Sequence[str]) -> None:
+    for label in labels if best is not None else ():
+        mean = best_means(best.filter(CONVERGED), label, kind)
+        if mean is not None:
+            ax.axhline(mean, color=colours(labels)[label], linewidth=1.4, linestyle=DASHES)
+
+
+def _dashed() -> Any:
+    from matplotlib.lines import Line2D
+
+    words = "best response, mean (where converged)"
+    return Line2D([], [], color=FAINT, linestyle=DASHES, label=words)
+
+
+def _extremes(final: dict[str, float], between: str) -> str:
+    """The finding in a few words: the lowest and the highest mean, and whose they are."""
+    order = sorted(final, key=lambda label: final[label])
+    ends = dict.fromkeys((order[0], order[-1]))
+    return between.join(f"{_figures(final[label])} {label}" for label in ends)
+
+
+def _figures(x: float) -> str:
+    """Three figures, also where they are zeros."""
+    return f"{x:#.3g}".rstrip(".") if 1e-3 <= abs(x) < 1e3 else f"{x:,.0f}"
+
+
+def _title(ax: Axes, title: str, finding: str) -> None:
+    ax.set_title(title, pad=7 + 13 * (1 + finding.count("\n")))
+    ax.annotate(
+        finding, (0, 1), xycoords="axes fraction", xytext=(0, 6), textcoords="offset points",
+        fontsize=9.5, color="#555555", va="bottom",
+    )  # fmt: skip
+
+
+def _plain_log(axis: Axis) -> None:
+    """Plain numbers on a logarithmic axis, and few of them where it spans less than two decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    low, high = axis.get_view_interval()
+    steps = (1, 1.5, 2, 3, 5, 7) if high / low < 20 else (1, 2, 5) if high / low < 500 else (1,)
+    axis.set_major_locator(LogLocator(subs=steps, numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.3g}" if x < 1000 else f"{x:,.0f}"))
+    axis.set_minor_formatter(NullFormatter())
+    if len(steps) > 3:
+        axis.set_minor_locator(NullLocator())
+
+
+def _short(title: str, length: int = 26) -> str:
+    """A title for an axis: short, and with nothing that matplotlib would read as mathematics."""
+    title = " ".join(title.split()).replace("$", r"\$")
+    return title if len(title) <= length else title[: length - 1] + "…"
+
+
+def _legend(
+    figure: Figure,
+    labels: Sequence[str],
+    *,
+    band: str,
+    note: str = "",
+    markers: bool = False,
+    extra: Sequence[Any] = (),
+) -> None:
+    """Mechanisms above the panels; what bands, dashes and points are below."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    look = {"linestyle": "none", "markersize": 6} if markers else {"linewidth": 2.4}
+    who = [
+        Line2D([], [], color=colour, label=label, marker=marker if markers else "", **look)
+        for (label, colour), marker in zip(colours(labels).items(), cycle(MARKERS), strict=False)
+    ]
+    words = f"95 % bootstrap interval of the mean over {band}"
+    line = Line2D([], [], color=FAINT, linewidth=1.6, label=words)
+    how = [line if markers else Patch(color=FAINT, alpha=0.35, label=words), *extra]
+    if note:
+        how.append(Line2D([], [], linestyle="none", label=note))
+    length = sum(len(str(handle.get_label())) + 6 for handle in how)
+    columns = len(how) if length < 115 else 1
+    figure.legend(handles=who, loc="outside upper center", ncols=min(len(who), 5))
+    figure.legend(handles=how, loc="outside lower center", ncols=columns, columnspacing=1.6)

@@ -1,0 +1,98 @@
+"""What figures and the report tell of a run, reduced to small tables first.
+
+Intervals are 95 % percentile bootstrap intervals of a mean, as in `Result.summary`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from experiments.best_response import NEVER_SHOWN
+from market.result import TAIL, interval
+from mechanisms.pool import Floats, Ints
+
+
+def by_advertiser(advertisers: pl.DataFrame) -> pl.DataFrame:
+    """Means over the last quarter of rounds by mechanism and advertiser, with 95 % intervals.
+
+    Columns: mechanism, advertiser, title, objective, value, target_roi, and, each also with `_low`
+    and `_high`: bid_over_truthful, itctr_per_1000, payment_per_1000, utility_per_1000 (expected,
+    per 1,000 requests in which the ad is a candidate) and roi (expected value per unit paid; null
+    where nothing is paid). Intervals resample replications; null for fewer than two.
+    """
+    keys = ["mechanism", "advertiser"]
+    late = pl.col("round") >= TAIL * (pl.col("round").max().over("mechanism") + 1)
+    per = 1000 / pl.col("requests").sum()
+    target = pl.when(pl.col("objective") == "value").then(pl.col("target_roi")).otherwise(1.0)
+    paid, gained = pl.col("payment").sum(), (pl.col("value") * pl.col("itctr")).sum()
+    first = ("title", "objective", "value", "target_roi")
+    clusters = (
+        advertisers.filter(late | (pl.col("round").max().over("mechanism") == 0))
+        .group_by(*keys, "replication", maintain_order=True)
+        .agg(
+            *(pl.col(name).first() for name in first),
+            bid_over_truthful=(pl.col("bid") * target / pl.col("value")).mean(),
+            itctr_per_1000=pl.col("itctr").sum() * per,
+            payment_per_1000=paid * per,
+            utility_per_1000=pl.col("expected_utility").sum() * per,
+            roi=pl.when(paid > 0).then(gained / paid),
+        )
+    )
+    measured = clusters.columns[len(keys) + 1 + len(first) :]
+    rows = []
+    for key, ours in clusters.group_by(keys, maintain_order=True):
+        row: dict[str, Any] = dict(zip(keys, key, strict=True))
+        row |= {name: ours[name][0] for name in first}
+        for name in measured:
+            found = interval(ours[name].cast(pl.Float64).to_numpy())
+            row |= {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+        rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def best_means(best: pl.DataFrame, label: str, kind: str) -> float | None:
+    """Mean over advertisers of the best bid relative to truthful; None where there is none."""
+    column = "bid_over_value" if kind == "utility" else "bid_over_target"
+    ours = best.filter(
+        (pl.col("mechanism") == label)
+        & (pl.col("objective") == kind)
+        & ~pl.col("note").str.starts_with(NEVER_SHOWN)
+    )
+    return ours[column].mean() if ours.height else None
+
+
+def binned(
+    frame: pl.DataFrame, edges: Ints, keys: Sequence[str], amounts: Sequence[pl.Expr]
+) -> pl.DataFrame:
+    """Means of `amounts` by `keys` and bin of rounds; bin k starts at `edges[k]`."""
+    last = int(frame["round"].max())
+    bin_of = pl.Series(np.searchsorted(edges, np.arange(last + 1), side="right") - 1)
+    bins = bin_of.gather(frame["round"]).alias("bin")
+    return (
+        frame.lazy()
+        .with_columns(bins)
+        .group_by(*keys, "bin")
+        .agg(amount.mean() for amount in amounts)
+        .sort(*keys, "bin")
+        .collect()
+    )
+
+
+def trajectory(
+    advertisers: pl.DataFrame, label: str, kind: str, bins: int
+) -> tuple[Floats, Floats | None]:
+    """Centres of the bins, counting rounds from 1, and (clusters, bins) bids over truthful."""
+    ours = advertisers.filter((pl.col("mechanism") == label) & (pl.col("objective") == kind))
+    if not ours.height:
+        return np.empty(0), None
+    total = int(ours["round"].max()) + 1
+    edges = np.unique(np.geomspace(1, total + 1, bins + 1).astype(int))[:-1] - 1
+    ends = np.append(edges[1:], total)
+    target = pl.col("target_roi") if kind == "value" else 1.0
+    ratio = (pl.col("bid") * target / pl.col("value")).alias("ratio")
+    table = binned(ours, edges, ["replication", "advertiser"], [ratio])
+    return np.sqrt((edges + 1.0) * ends), table["ratio"].to_numpy().reshape(-1, len(edges))

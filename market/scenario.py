@@ -1,0 +1,286 @@
+"""A market described in YAML. Unknown keys are refused; every error is one line.
+
+`Scenario` says what there is: catalog, requests, replies, mechanism, population. What a scenario
+leaves to chance (which queries, whose values) is drawn from its own `environment_seed`, so that
+runs with different seeds meet the same market and share its recorded replies.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import PositiveFloat as Positive
+from pydantic import PositiveInt as Count
+
+from agents.learners.registry import check_learner
+from mechanisms.errors import BadInput
+from mechanisms.pool import ReplyPool
+from mechanisms.recording import Design
+from mechanisms.registry import make_mechanism
+
+BUNDLED = Path(__file__).with_name("data") / "scenarios"
+"""Scenarios that come with the program; their names can be given instead of a path."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _by_name(given: Any) -> Any:
+    return {"name": given} if isinstance(given, str) else given
+
+
+def _as_range(given: Any) -> Any:
+    return (given, given) if isinstance(given, int | float) else given
+
+
+Range = Annotated[tuple[Positive, Positive], BeforeValidator(_as_range)]
+"""A number, or `[low, high]` to draw uniformly from."""
+
+
+class Named(_Strict):
+    """A mechanism or a learner: its name, or `{name: ..., parameters: {...}}`."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+NamedSpec = Annotated[Named, BeforeValidator(_by_name)]
+
+
+class CatalogSpec(_Strict):
+    """Where ads, users and queries come from.
+
+    Attributes:
+        source: `bundled`, or a folder of the bundled catalog's format or gem-bench's.
+        categories: restrict ads and queries to these; None for all.
+    """
+
+    source: str = "bundled"
+    categories: list[str] | None = None
+
+
+class RequestsSpec(_Strict):
+    """Which requests there are: `queries` of the catalog, each with `ads` candidate ads."""
+
+    queries: Count = 24
+    ads: Count = 4
+
+
+class RepliesSpec(_Strict):
+    """Where candidate replies come from.
+
+    Attributes:
+        source: `recorded` (an LLM writes them, once) or `synthetic` (parametric, no LLM).
+        model: name, directory or Hugging Face id of the LLM.
+        dtype: of its weights, `bf16` or `fp32`.
+        per_request: M, candidate replies per request.
+        generation: `guided` or `context`, see `mechanisms.recording`.
+        mention_rate: ρ of the reference policy.
+        guided_rate: insertion probability of guided insertion.
+        temperature: sampling temperature.
+        max_tokens: limit of a reply's length.
+        context_probe: requests on which context-aware generation is tried too, so that the manifest
+            reports what it would give; 0 for none.
+    """
+
+    source: Literal["recorded", "synthetic"] = "recorded"
+    model: str = "smollm2-135m"
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    per_request: Count = 24
+    generation: Literal["guided", "context"] = "guided"
+    mention_rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    guided_rate: Annotated[float, Field(gt=0, lt=1)] = 0.35
+    temperature: Positive = 0.5
+    max_tokens: Annotated[int, Field(ge=16)] = 96
+    context_probe: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def design(self) -> Design:
+        """The design of the recording."""
+        from mechanisms.insertion import Rules
+
+        return Design(
+            replies=self.per_request,
+            generation=self.generation,
+            mention_rate=self.mention_rate,
+            guided_rate=self.guided_rate,
+            temperature=self.temperature,
+            rules=Rules(max_tokens=self.max_tokens),
+        )
+
+
+class GroupSpec(_Strict):
+    """`count` advertisers of one kind; ranges are drawn from uniformly, one by one.
+
+    Attributes:
+        objective: `utility` or `value`.
+        value: value per click, in money.
+        target_roi: least value per unit paid; for value maximizers only.
+        budget: most that may be spent in a run; None for no limit.
+        learner: how they bid.
+    """
+
+    objective: Literal["utility", "value"]
+    count: Count
+    value: Range = (1.0, 5.0)
+    target_roi: Range = (1.0, 1.0)
+    budget: Positive | None = None
+    learner: NamedSpec = Named(name="truthful")
+
+
+class AdvertiserSpec(_Strict):
+    """One advertiser as drawn from its group."""
+
+    objective: Literal["utility", "value"]
+    value: Positive
+    target_roi: Positive
+    budget: Positive | None
+    learner: Named
+
+
+class Scenario(_Strict):
+    """A market: who takes part, what they compete for, under which mechanism, for how long.
+
+    Attributes:
+        name: names the results folder.
+        rounds: rounds per run.
+        requests_per_round: requests per round and replication, drawn with replacement.
+        replications: R independent copies of the market, run together.
+        mechanism: the market's mechanism.
+        beside: further mechanisms that `admarket run` runs on the same requests and dice.
+        population: groups of advertisers; their sum is N.
+        environment_seed: draws queries, users and private values, and seeds the recording.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = "scenario"
+    rounds: Count = 2000
+    requests_per_round: Count = 16
+    replications: Count = 4
+    environment_seed: Annotated[int, Field(ge=0)] = 0
+    catalog: CatalogSpec = CatalogSpec()
+    requests: RequestsSpec = RequestsSpec()
+    replies: RepliesSpec = RepliesSpec()
+    mechanism: NamedSpec = Named(name="mosaic", parameters={"tau": 0.1})
+    beside: list[NamedSpec] = []
+    population: Annotated[list[GroupSpec], Field(min_length=1)] = [
+        GroupSpec(objective="utility", count=6, learner=Named(name="hedge")),
+        GroupSpec(objective="value", count=6, learner=Named(name="pacing")),
+    ]
+
+    def model_post_init(self, _: Any) -> None:
+        """Refuse what would only fail later: mechanisms, learners, sizes."""
+        arms = [self.mechanism, *self.beside]
+        for arm in arms:
+            make_mechanism(arm.name, **arm.parameters)
+        for group in self.population:
+            check_learner(group.learner.name, group.learner.parameters)
+            for key in ("value", "target_roi"):
+                low, high = getattr(group, key)
+                if low > high:
+                    raise BadInput(f"{key} has range [{low}, {high}]; give the lower end first")
+        if len({arm.name for arm in arms}) < len(arms):
+            raise BadInput("a mechanism is listed twice in mechanism and beside; list each once")
+        if self.requests.ads > self.num_advertisers:
+            raise BadInput(
+                f"requests.ads is {self.requests.ads} but the population has "
+                f"{self.num_advertisers} advertisers; have at most as many ads per request"
+            )
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read a scenario from a YAML file, or a bundled one by its name.
+
+        Raises:
+            BadInput: one line that names the file, the key and the mend.
+        """
+        path = locate(path)
+        try:
+            given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be read ({error.strerror}); give a file") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            where = getattr(error, "problem_mark", None)
+            line = f", line {where.line + 1}" if where else ""
+            raise BadInput(f"{path}{line}: not valid YAML; check indentation and quotes") from None
+        if given is None:
+            given = {}
+        if not isinstance(given, dict):
+            raise BadInput(f"{path}: holds a {type(given).__name__}; give keys and values")
+        return cls.from_dict({"name": path.stem, **given}, source=str(path))
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any], source: str = "scenario") -> Self:
+        """Build a scenario from a dictionary; `source` names it in errors."""
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            problem = "unknown key; remove it or check its spelling"
+            if first["type"] != "extra_forbidden":
+                problem = f"{first['msg'].lower()}; got {first['input']!r:.60}"
+            raise BadInput(f"{source}: {key}: {problem}") from None
+        except BadInput as error:
+            raise BadInput(f"{source}: {error}") from None
+
+    def to_yaml(self) -> str:
+        """The scenario as resolved, with every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def with_(self, **changes: Any) -> Self:
+        """A copy with top-level keys replaced, validated again."""
+        return type(self).from_dict({**self.model_dump(), **changes})
+
+    @property
+    def num_advertisers(self) -> int:
+        """N."""
+        return sum(group.count for group in self.population)
+
+    @cached_property
+    def advertisers(self) -> tuple[AdvertiserSpec, ...]:
+        """(N) advertisers by index, in an order that mixes the groups over the catalog's ads."""
+        rng = self.stream(0)
+        drawn = []
+        for group in self.population:
+            values = rng.uniform(*group.value, size=group.count)
+            targets = rng.uniform(*group.target_roi, size=group.count)
+            for value, target in zip(values, targets, strict=True):
+                drawn.append(
+                    AdvertiserSpec(
+                        objective=group.objective,
+                        value=round(float(value), 4),
+                        target_roi=round(float(target), 4),
+                        budget=group.budget,
+                        learner=group.learner,
+                    )
+                )
+        return tuple(drawn[i] for i in rng.permutation(len(drawn)))
+
+    def stream(self, purpose: int) -> np.random.Generator:
+        """A generator for one of the environment's draws."""
+        seed = np.random.SeedSequence(self.environment_seed, spawn_key=(purpose,))
+        return np.random.default_rng(seed)
+
+    def make_pool(self) -> ReplyPool:
+        """The candidate replies: synthetic, from the cache, or recorded now."""
+        from market.environment import make_pool
+
+        return make_pool(self)
+
+
+def locate(path: str | Path) -> Path:
+    """The scenario file at `path`, or the bundled one of that name."""
+    given = Path(path)
+    if given.exists():
+        return given
+    bundled = BUNDLED / f"{given}.yaml"
+    if given.name == str(given) and not given.suffix and bundled.exists():
+        return bundled
+    names = ", ".join(sorted(each.stem for each in BUNDLED.glob("*.yaml")))
+    raise BadInput(f"{given}: no such scenario file; give a path, or one of: {names}")

@@ -1,0 +1,109 @@
+"""Writing replies by guided insertion: exact weights with any model, and nothing to score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mechanisms.insertion import (
+    PHRASES,
+    GuidedInsertion,
+    masked_mean,
+    mixture_log_density,
+    phrase_mention,
+    reference_policy,
+)
+from mechanisms.llm.base import Engine, Sample
+from mechanisms.mentions import AdCopy, disarm, ends_sentence, render
+from mechanisms.pool import Floats, Ints
+from mechanisms.recording.design import REFERENCE_PROMPT, Design, Request, Written
+
+
+def write_guided(
+    requests: Sequence[Request],
+    engine: Engine,
+    design: Design,
+    seed: int,
+    keys: Sequence[int] | None,
+) -> tuple[list[list[Written]], Floats, Floats]:
+    """Write M replies to each request; returns them with `log_ref` and `log_gen` (B, M)."""
+    n = len(requests[0].ads)
+    conditions = design.policies(n)
+    policies = [policy for policy, count in conditions for _ in range(count)]
+    guide = GuidedInsertion(
+        engine,
+        [request.ads for request in requests],
+        [policies] * len(requests),
+        design.rules,
+        seed,
+        keys,
+    )
+    samples = engine.generate(
+        [REFERENCE_PROMPT.format(query=request.query) for request in requests],
+        design.replies,
+        max_new_tokens=design.rules.max_tokens,
+        temperature=design.temperature,
+        seed=seed,
+        guide=guide,
+        keys=keys,
+    )
+    reference = reference_policy(n, design.rules, design.mention_rate)
+    mixture, counts = [p for p, _ in conditions], [count for _, count in conditions]
+    written, log_ref, log_gen = [], [], []
+    for b, request in enumerate(requests):
+        events = guide.events(b)
+        row = [
+            _read_guided(engine, sample, guide, (b, k), request.ads, policies[k].name, events[k])
+            for k, sample in enumerate(samples[b])
+        ]
+        free = np.array([reply.log_free for reply in row])
+        written.append(row)
+        log_ref.append(free + reference.log_density(events))
+        log_gen.append(free + mixture_log_density(mixture, counts, events))
+    return written, np.array(log_ref), np.array(log_gen)
+
+
+def _read_guided(
+    engine: Engine,
+    sample: Sample,
+    guide: GuidedInsertion,
+    key: tuple[int, int],
+    ads: Sequence[AdCopy],
+    condition: str,
+    events: Ints,
+) -> Written:
+    """Turn tokens into the text shown: mentions rendered, an unfinished last sentence cut off."""
+    draft = guide.drafts[key]
+    end = len(sample.tokens)
+    cut_short = not sample.ended and draft.last_boundary and draft.last_boundary < end
+    if cut_short and end >= guide.rules.max_tokens:
+        end = draft.last_boundary
+    pieces, at, native = [], 0, {}
+    for ad, phrase, start, length in draft.mentions:
+        if start + length > end:
+            break
+        pieces.append(disarm(engine.decode(sample.tokens[at:start])))
+        pieces.append(phrase_mention(PHRASES[phrase], ads[ad], render(ads[ad])))
+        at = start + length
+        finish = _next_boundary(engine, sample.tokens, at, end)
+        native[ad] = masked_mean(sample.log_probs, start, finish)
+    pieces.append(disarm(engine.decode(sample.tokens[at:end])))
+    free = ~sample.forced
+    return Written(
+        text="".join(pieces).strip(),
+        condition=condition,
+        log_free=float(sample.log_probs[free].sum()),
+        fluency=float(sample.log_probs[free].mean()),
+        nativeness=native,
+        tokens=len(sample.tokens),
+        events=events.tolist(),
+    )
+
+
+def _next_boundary(engine: Engine, tokens: Ints, start: int, end: int) -> int:
+    for stop in range(start + 1, end + 1):
+        last = engine.decode(tokens[stop - 1 : stop])
+        if any(mark in last for mark in ".!?") and ends_sentence(engine.decode(tokens[start:stop])):
+            return stop
+    return end

@@ -1,0 +1,104 @@
+"""`record`: requests in, a measured `ReplyPool` out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from mechanisms.errors import BadInput
+from mechanisms.llm.base import Engine
+from mechanisms.pool import ReplyPool
+from mechanisms.recording.context import write_in_context
+from mechanisms.recording.design import REFERENCE_PROMPT, Design, Request, Users
+from mechanisms.recording.guided import write_guided
+from mechanisms.recording.measure import measure, reply_table, request_table
+
+
+def record(
+    requests: Sequence[Request],
+    engine: Engine,
+    users: Users,
+    design: Design | None = None,
+    *,
+    seed: int = 0,
+    num_advertisers: int | None = None,
+    keys: Sequence[int] | None = None,
+) -> ReplyPool:
+    """Have `engine` write M candidate replies to each request, and measure them.
+
+    Args:
+        requests: B requests, each with the same number n of candidate ads.
+        engine: writes and scores.
+        users: turns what was measured into click probabilities and satisfaction.
+        design: see `Design`.
+        seed: of everything random; equal seeds give equal pools on the same machine.
+        num_advertisers: N, default the largest index plus one.
+        keys: (B,) numbers that identify the requests' random streams, default 0..B-1.
+
+    Raises:
+        BadInput: no requests, or requests with different numbers of ads.
+    """
+    design = design or Design()
+    if not requests:
+        raise BadInput("there are no requests to record; the market needs at least one query")
+    counts = {len(request.ads) for request in requests}
+    if len(counts) > 1:
+        raise BadInput(f"requests have {sorted(counts)} candidate ads; give each the same number")
+    write = write_guided if design.generation == "guided" else write_in_context
+    written, log_ref, log_gen = write(requests, engine, design, seed, keys)
+    features = measure(requests, written)
+    judged = users(requests, features)
+    pool = ReplyPool.from_arrays(
+        judged.ctr,
+        log_ref,
+        log_gen,
+        judged.quality,
+        np.array([request.advertisers for request in requests], dtype=np.int64).reshape(
+            len(requests), counts.pop()
+        ),
+        exposure=features.exposure,
+        malformed=features.malformed,
+        num_advertisers=num_advertisers,
+        replies=reply_table(written, features),
+        requests=request_table(requests),
+    )
+    return with_manifest(
+        pool,
+        source="recorded",
+        model=engine.model,
+        dtype=getattr(engine, "dtype", None),
+        design=asdict(design),
+        seed=seed,
+        prompt=REFERENCE_PROMPT,
+        tokens=int(sum(reply.tokens for row in written for reply in row)),
+        writing=describe(pool),
+    )
+
+
+def with_manifest(pool: ReplyPool, **entries: Any) -> ReplyPool:
+    """The same pool with entries added to its manifest, and its content hash."""
+    manifest = {**pool.manifest, **entries, "content_hash": pool.content_hash}
+    return replace(pool, manifest=manifest)
+
+
+def describe(pool: ReplyPool) -> dict[str, float]:
+    """Share of replies with a mention, ads per reply, malformed share, and effective sample size.
+
+    `reference_mention_rate` weighs replies by their importance weights: it is what the reference
+    policy itself would show.
+    """
+    ess = pool.effective_sample_size
+    weights = np.exp(pool.log_weights - pool.log_weights.max(1, keepdims=True))
+    weights /= weights.sum(1, keepdims=True)
+    shown = pool.exposure.sum(2)
+    return {
+        "mention_rate": float((shown > 0).mean()),
+        "reference_mention_rate": float((weights * (shown > 0)).sum(1).mean()),
+        "ads_per_reply": float(shown.mean()),
+        "malformed_rate": float((pool.malformed > 0).mean()),
+        "effective_sample_size_min": float(ess.min()),
+        "effective_sample_size_median": float(np.median(ess)),
+    }
