@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from experiments.tables import best_means, binned, by_advertiser, trajectory
-from market.result import TAIL
+from experiments.tables import best_means, binned, by_advertiser, last_quarter, trajectory
 from mechanisms.pool import Floats
 
 if TYPE_CHECKING:  # drawing takes a second to import and most commands draw nothing
@@ -47,7 +46,6 @@ COLOURS = {
 }
 MARKERS = "osD^vPX<>*p"
 DASHES = (0, (5, 3))
-CONVERGED = pl.col("converged")
 OBJECTIVES = {"utility": "Utility maximizers", "value": "Value maximizers"}
 RATIOS = {"utility": "bid / value", "value": "bid × target ROI / value"}
 PANELS = {
@@ -135,11 +133,10 @@ def bid_trajectories(
         for ax, kind in zip(axes, kinds, strict=True):
             final = {}
             for label in labels:
-                centres, table = trajectory(advertisers, label, kind, bins)
+                centres, table, last = trajectory(advertisers, label, kind, bins)
                 if table is None:
                     continue
-                late = centres > TAIL * centres[-1]
-                final[label] = float(table[:, late if late.any() else slice(-1, None)].mean())
+                final[label] = last
                 _line(ax, centres, table, label, labels)
             _best_lines(ax, best, kind, labels)
             ax.axhline(1, color=FAINT, linewidth=1, zorder=1)
@@ -174,16 +171,17 @@ def market_over_rounds(rounds: pl.DataFrame, *, window: int | None = None) -> Fi
             ours = rounds.filter(pl.col("mechanism") == label)
             last = int(ours["round"].max()) + 1
             edges = np.arange(0, last, window)
+            late = last_quarter(ours).select(*PANELS).mean().row(0, named=True)
             means = binned(ours, edges, ["replication"], [pl.col(name) for name in PANELS])
             centres = np.minimum(edges + window / 2, (edges + last) / 2)
             for ax, name in zip(axes, PANELS, strict=True):
                 table = means[name].to_numpy().reshape(-1, len(edges))
-                late = edges >= TAIL * last
-                final[name][label] = float(table[:, late if late.any() else slice(-1, None)].mean())
+                final[name][label] = late[name]
                 _line(ax, centres, table, label, labels)
         for ax, (name, (what, unit)) in zip(axes, PANELS.items(), strict=True):
             ax.set(xlabel="round", ylabel=unit, xlim=(0, total))
             ax.xaxis.get_major_locator().set_params(nbins=4)
+            ax.xaxis.set_major_formatter("{x:,.0f}")
             _title(ax, what, _extremes(final[name], "\nto "))
         points = f"mean of {window} rounds" if window > 1 else "one round"
         note = f"each point: {points}; numbers under titles: mean of the last quarter of rounds"
@@ -274,8 +272,12 @@ def _line(ax: Axes, x: Floats, table: Floats, label: str, labels: Sequence[str])
 
 
 def _best_lines(ax: Axes, best: pl.DataFrame | None, kind: str, labels: Sequence[str]) -> None:
-    for label in labels if best is not None else ():
-        mean = best_means(best.filter(CONVERGED), label, kind)
+    if best is None:
+        return
+    if "converged" in best.columns:
+        best = best.filter("converged")
+    for label in labels:
+        mean = best_means(best, label, kind)
         if mean is not None:
             ax.axhline(mean, color=colours(labels)[label], linewidth=1.4, linestyle=DASHES)
 

@@ -109,7 +109,7 @@ def write_report(
         ],
         samples=samples,
         advertisers=advertiser_tables(result, best, labels),
-        objectives=OBJECTIVES,
+        unsettled=unsettled(best),
         pool=pool_facts(pool),
         manifest=list(flat(manifest)),
         scenario=yaml.safe_dump(_plain(scenario), sort_keys=False, allow_unicode=True),
@@ -121,8 +121,8 @@ def write_report(
     return path
 
 
-def findings(result: Result, best: pl.DataFrame | None) -> Iterator[str]:
-    """Plain sentences on bids and on the market, one per question, mechanisms in order."""
+def findings(result: Result, best: pl.DataFrame | None) -> Iterator[tuple[str, str]]:
+    """Plain sentences on bids and on the market: what of, and what was found by mechanism."""
     for kind, (column, ratio) in BIDS.items():
         parts = []
         for label, part in result.summary.items():
@@ -132,14 +132,14 @@ def findings(result: Result, best: pl.DataFrame | None) -> Iterator[str]:
             cell = _cell(found, best, label, kind)
             parts.append(f"{number(cell.mean)} {bracket(cell)} under {label}{_beside(cell)}")
         if parts:
-            yield f"{OBJECTIVES[kind]} bid ({ratio}, truthful = 1): {'; '.join(parts)}."
+            yield f"{OBJECTIVES[kind]} bid", f"({ratio}; truthful = 1) {'; '.join(parts)}."
     for name in ("revenue", "welfare", "user_satisfaction"):
         what, unit = MEASURES[name]
         parts = [
             f"{number(part[name]['mean'])} {bracket(part[name])} under {label}"
             for label, part in result.summary.items()
         ]
-        yield f"{what} ({unit}): {'; '.join(parts)}."
+        yield what, f"({unit}) {'; '.join(parts)}."
 
 
 def rows(result: Result, best: pl.DataFrame | None) -> Iterator[Row]:
@@ -178,6 +178,13 @@ def advertiser_tables(
         .to_dicts()
         for label in labels
     }
+
+
+def unsettled(best: pl.DataFrame | None) -> list[str]:
+    """Mechanisms whose best responses did not converge."""
+    if best is None or "converged" not in best.columns:
+        return []
+    return best.filter(~pl.col("converged"))["mechanism"].unique().to_list()
 
 
 def scale(scenario: Mapping[str, Any], result: Result) -> str:
@@ -239,13 +246,16 @@ def flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def number(x: float | None) -> str:
-    """Three significant figures without exponents; a dash for no number."""
+    """Three significant figures without exponents, at most four decimals; a dash for no number."""
     if x is None or not np.isfinite(x):
         return "–"
+    if 0 < abs(x) < 1e-4:
+        return "<0.0001" if x > 0 else ">−0.0001"
+    x = float(f"{x:.3g}") if abs(x) < 1000 else x
     if x == 0 or abs(x) >= 100:
-        return f"{x:,.0f}"
-    decimals = int(np.clip(2 - np.floor(np.log10(abs(x))), 0, 6))
-    return f"{x:.{decimals}f}"
+        return f"{x:,.0f}".replace("-", "−")
+    decimals = min(4, 2 - int(np.floor(np.log10(abs(x)))))
+    return f"{x:.{decimals}f}".replace("-", "−")
 
 
 def bracket(found: Cell | Mapping[str, Any]) -> str:
@@ -254,7 +264,7 @@ def bracket(found: Cell | Mapping[str, Any]) -> str:
         (found.low, found.high) if isinstance(found, Cell) else (found["low"], found["high"])
     )
     if low is None or high is None:
-        return "[no interval: one cluster]"
+        return "[no interval from one]"
     return f"[{number(low)}, {number(high)}]"
 
 
@@ -267,10 +277,8 @@ def _cell(
     if not found:
         return Cell(None)
     reference = best_means(best, label, kind) if best is not None else None
-    converged = True
-    if reference is not None and "converged" in best.columns:
-        converged = bool(best.filter(pl.col("mechanism") == label)["converged"].all())
-    return Cell(found["mean"], found["low"], found["high"], reference, converged)
+    settled = reference is None or label not in unsettled(best)
+    return Cell(found["mean"], found["low"], found["high"], reference, settled)
 
 
 def _beside(cell: Cell) -> str:

@@ -65,6 +65,12 @@ def best_means(best: pl.DataFrame, label: str, kind: str) -> float | None:
     return ours[column].mean() if ours.height else None
 
 
+def last_quarter(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rounds that `Result.summary` describes, of one mechanism's frame."""
+    total = int(frame["round"].max()) + 1
+    return frame.filter(pl.col("round") >= (int(np.ceil(TAIL * total)) if total > 1 else 0))
+
+
 def binned(
     frame: pl.DataFrame, edges: Ints, keys: Sequence[str], amounts: Sequence[pl.Expr]
 ) -> pl.DataFrame:
@@ -84,15 +90,20 @@ def binned(
 
 def trajectory(
     advertisers: pl.DataFrame, label: str, kind: str, bins: int
-) -> tuple[Floats, Floats | None]:
-    """Centres of the bins, counting rounds from 1, and (clusters, bins) bids over truthful."""
+) -> tuple[Floats, Floats | None, float]:
+    """Bids over truthful: centres of the bins, (clusters, bins) means, mean of the last quarter.
+
+    Centres count rounds from 1. The means are None where nobody has that objective.
+    """
     ours = advertisers.filter((pl.col("mechanism") == label) & (pl.col("objective") == kind))
     if not ours.height:
-        return np.empty(0), None
+        return np.empty(0), None, np.nan
     total = int(ours["round"].max()) + 1
     edges = np.unique(np.geomspace(1, total + 1, bins + 1).astype(int))[:-1] - 1
     ends = np.append(edges[1:], total)
     target = pl.col("target_roi") if kind == "value" else 1.0
     ratio = (pl.col("bid") * target / pl.col("value")).alias("ratio")
     table = binned(ours, edges, ["replication", "advertiser"], [ratio])
-    return np.sqrt((edges + 1.0) * ends), table["ratio"].to_numpy().reshape(-1, len(edges))
+    means = table["ratio"].to_numpy().reshape(-1, len(edges))
+    late = last_quarter(ours).select(ratio.mean()).item()
+    return np.sqrt((edges + 1.0) * ends), means, late

@@ -1,0 +1,107 @@
+"""Measurements as ratios in one run, so that they mean the same on any machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from market.catalog import Catalog
+from mechanisms.llm.transformers_engine import DTYPES, TransformersEngine
+from mechanisms.llm.weights import locate
+from mechanisms.recording.design import REFERENCE_PROMPT
+
+NEW_TOKENS = 64
+TEMPERATURE = 0.7
+
+
+def recording(
+    model: str, dtype: str, requests: int, replies: int, say: Callable[[str], None]
+) -> Iterator[str]:
+    """Generate and score the same prompts with our engine and with transformers' own means.
+
+    Both sides write `NEW_TOKENS` tokens to every reply (ends of turn are ignored, so the work is
+    equal) and score all of them under the same prompts. Theirs: `model.generate`, one call per
+    prompt, and a full forward pass over prompt and reply, in batches of 32 either way.
+    """
+    prompts = [REFERENCE_PROMPT.format(query=query.text) for query in _queries(requests)]
+    count = requests * replies * NEW_TOKENS
+    say(f"ours: {requests} prompts x {replies} replies x {NEW_TOKENS} tokens, {dtype}")
+    engine = TransformersEngine(model, dtype=dtype)
+    engine.end_token = -1
+    engine.generate(prompts[:1], 2, max_new_tokens=4, temperature=TEMPERATURE, seed=0)
+    start = time.perf_counter()
+    samples = engine.generate(
+        prompts, replies, max_new_tokens=NEW_TOKENS, temperature=TEMPERATURE, seed=0
+    )
+    generated = time.perf_counter() - start
+    engine.end_token = int(engine.tokenizer.eos_token_id)
+    tokens = [[sample.tokens for sample in row] for row in samples]
+    start = time.perf_counter()
+    engine.score(prompts, tokens, temperature=TEMPERATURE)
+    scored = time.perf_counter() - start
+    encoded = [engine.chat_tokens(prompt) for prompt in prompts]
+    del engine
+
+    say("transformers: generate, then scoring with the prompt recomputed")
+    theirs_generated, theirs_scored = _theirs(model, dtype, encoded, tokens, replies)
+    ours, theirs = generated + scored, theirs_generated + theirs_scored
+    yield f"threads {torch.get_num_threads()}, dtype {dtype}, replies {requests * replies}"
+    yield f"ours          {count / generated:8.0f} tokens/s generated, {_rate(tokens, scored)}"
+    yield (
+        f"transformers  {count / theirs_generated:8.0f} tokens/s generated, "
+        f"{_rate(tokens, theirs_scored)}"
+    )
+    yield (
+        f"ratio         {theirs_generated / generated:.2f} generate, "
+        f"{theirs_scored / scored:.2f} score, {theirs / ours:.2f} together"
+    )
+
+
+def _queries(count: int):
+    queries = Catalog.bundled().queries
+    picked = np.linspace(0, len(queries) - 1, count).astype(int)
+    return [queries[i] for i in picked]
+
+
+def _rate(tokens: Sequence[Sequence], seconds: float) -> str:
+    return f"{sum(len(row) for row in tokens) / seconds:.1f} replies/s scored"
+
+
+@torch.inference_mode()
+def _theirs(
+    model: str, dtype: str, prompts: list[list[int]], replies: list[list], per_prompt: int
+) -> tuple[float, float]:
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(locate(model), dtype=DTYPES[dtype]).eval()
+    batch = 32
+
+    def write(ids: list[int], count: int, tokens: int) -> None:
+        given = torch.tensor([ids] * count)
+        network.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            do_sample=True,
+            temperature=TEMPERATURE,
+            top_k=0,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+        )
+
+    write(prompts[0], 2, 4)
+    start = time.perf_counter()
+    for ids in prompts:
+        for at in range(0, per_prompt, batch):
+            write(ids, min(batch, per_prompt - at), NEW_TOKENS)
+    generated = time.perf_counter() - start
+    start = time.perf_counter()
+    for ids, row in zip(prompts, replies, strict=True):
+        for at in range(0, len(row), batch):
+            part = torch.tensor(np.array(row[at : at + batch]))
+            whole = torch.cat([torch.tensor([ids] * len(part)), part], dim=1)
+            logits = network(whole).logits[:, len(ids) - 1 : -1].float() / TEMPERATURE
+            torch.log_softmax(logits, dim=-1).gather(2, part[..., None])
+    return generated, time.perf_counter() - start

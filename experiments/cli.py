@@ -1,0 +1,129 @@
+"""The command `admarket`; exit codes 0 done, 1 the run failed, 2 bad input (one line)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+# Idle OpenMP threads that spin would slow small matrix products many times over on a shared core;
+# both are read once, when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import typer
+
+from mechanisms.errors import BadInput
+
+app = typer.Typer(
+    help="Markets in which advertisers bid for the words of an LLM.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+ScenarioArgument = Annotated[
+    str, typer.Argument(help="A scenario file, or the name of a bundled one.")
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of arrivals, dice and learners.")]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Results folder; default results/NAME-seedSEED.")
+]
+CatalogOption = Annotated[
+    str | None, typer.Option(help="Catalog folder, instead of the scenario's.")
+]
+
+
+@app.callback()
+def _app() -> None:
+    """Keep `run` a subcommand whatever else there is."""
+
+
+@app.command()
+def run(
+    scenario: ScenarioArgument = "default",
+    seed: SeedOption = 0,
+    out: OutOption = None,
+    catalog: CatalogOption = None,
+) -> None:
+    """Run a market and write its results folder, ending with the report's path."""
+    from experiments import run as running
+
+    described = _load(scenario, catalog)
+    folder = out or Path("results") / f"{described.name}-seed{seed}"
+    running.refuse_other(described, seed, folder)
+    finished = running.run(described, seed, say=_say, progress=True)
+    _say("figures and report")
+    print(running.write(finished, folder))
+
+
+@app.command()
+def record(
+    scenario: ScenarioArgument = "default",
+    catalog: CatalogOption = None,
+    out: Annotated[Path | None, typer.Option(help="Also save the pool in this folder.")] = None,
+) -> None:
+    """Record a scenario's candidate replies into the cache, and say what they are like."""
+    from market.environment import make_pool
+    from mechanisms.recording import describe, save_pool
+
+    pool = make_pool(_load(scenario, catalog), _say)
+    B, M, n = pool.shape
+    print(f"requests {B}, replies {M}, ads {n}, advertisers {pool.num_advertisers}")
+    for key, value in describe(pool).items():
+        print(f"{key} {value:.4g}")
+    print(f"content_hash {pool.content_hash}")
+    if out is not None:
+        print(save_pool(pool, out))
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Option(help="The LLM to measure.")] = "smollm2-135m",
+    dtype: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
+    requests: Annotated[int, typer.Option(min=1, help="Prompts to generate from.")] = 8,
+    replies: Annotated[int, typer.Option(min=1, help="Replies per prompt.")] = 24,
+) -> None:
+    """Time the engine against transformers' own `generate` and prompt-recomputing scoring."""
+    from experiments.bench import recording
+
+    for line in recording(model, dtype, requests, replies, _say):
+        print(line)
+
+
+def _load(name: str, catalog: str | None):
+    from market.scenario import Scenario
+
+    scenario = Scenario.from_yaml(name)
+    if catalog is None:
+        return scenario
+    return scenario.with_(catalog={**scenario.catalog.model_dump(), "source": catalog})
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    try:
+        app()
+    except BadInput as error:
+        _say(f"admarket: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("admarket: interrupted; nothing was overwritten")
+        sys.exit(1)
+    except Exception as error:  # the last line of defence: one line, and the trace on request
+        if os.environ.get("ADMARKET_DEBUG"):
+            raise
+        first = (str(error).splitlines() or [""])[0]
+        _say(
+            f"admarket: the run failed, {type(error).__name__}: {first} "
+            "(set ADMARKET_DEBUG=1 for the trace)"
+        )
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

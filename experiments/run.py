@@ -1,0 +1,210 @@
+"""`admarket run`: record or reuse the replies, run the market, write the results folder.
+
+The folder is written beside its final place and moved there when it is complete, so a run that
+fails or is interrupted leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from agents.learners.base import Population
+from experiments.best_response import best_responses
+from experiments.samples import SampleReply, sample_replies
+from market.environment import make_pool, titles
+from market.model import MarketModel
+from market.result import TAIL, Result
+from market.scenario import Scenario
+from mechanisms.base import Mechanism
+from mechanisms.errors import BadInput
+from mechanisms.gibbs import check_weights
+from mechanisms.pool import Floats, ReplyPool
+from mechanisms.registry import make_mechanism
+
+SAMPLES = 6
+REPORTED = ("admarket", "mesa", "numpy", "polars", "torch", "transformers", "scipy", "seaborn")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run: its result, the independent best responses, and what was traded on."""
+
+    scenario: Scenario
+    seed: int
+    pool: ReplyPool
+    result: Result
+    best: pl.DataFrame
+    samples: dict[str, list[SampleReply]]
+
+
+def run(
+    scenario: Scenario,
+    seed: int = 0,
+    *,
+    pool: ReplyPool | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    progress: bool = False,
+) -> Run:
+    """Run the scenario's market under its mechanism and those beside it, on the same requests.
+
+    Args:
+        scenario: what to run.
+        seed: of arrivals, dice and learners.
+        pool: candidate replies; default the scenario's.
+        say: told in a line what is going on.
+        progress: show progress bars (on a terminal only).
+    """
+    pool = make_pool(scenario, say) if pool is None else pool
+    check_weights(pool)
+    names = titles(pool)
+    results, best, samples = [], [], {}
+    for arm in (scenario.mechanism, *scenario.beside):
+        mechanism = make_mechanism(arm.name, **arm.parameters)
+        say(f"market: {scenario.rounds} rounds x {scenario.replications} under {arm.name}")
+        model = MarketModel(scenario, seed, pool=pool, mechanism=mechanism, titles=names)
+        result = model.run(progress=progress)
+        results.append(result)
+        best.append(best_responses(mechanism, pool, population(scenario)).labelled(arm.name))
+        samples[arm.name] = _samples(pool, mechanism, result, seed)
+    return Run(scenario, seed, pool, Result.concat(results), pl.concat(best), samples)
+
+
+def population(scenario: Scenario) -> Population:
+    """The private types of all advertisers, by index."""
+    specs = scenario.advertisers
+    return Population(
+        values=np.array([spec.value for spec in specs]),
+        value_maximizer=np.array([spec.objective == "value" for spec in specs]),
+        target_roi=np.array([spec.target_roi for spec in specs]),
+        budget=np.array([spec.budget or np.inf for spec in specs]) / scenario.rounds,
+    )
+
+
+def write(finished: Run, folder: str | Path) -> Path:
+    """Write the results folder of DESIGN 5 and return the path of its report."""
+    folder = Path(folder)
+    refuse_other(finished.scenario, finished.seed, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        _fill(finished, scratch)
+        os.chmod(scratch, 0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        scratch.rename(folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return folder / "report.html"
+
+
+def refuse_other(scenario: Scenario, seed: int, folder: Path) -> None:
+    """Refuse to replace anything but an earlier run of the same scenario and seed."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        same = (folder / "scenario.yaml").read_text("utf-8") == scenario.to_yaml()
+        same &= json.loads((folder / "manifest.json").read_text("utf-8"))["seed"] == seed
+    except (OSError, ValueError, KeyError):
+        same = False
+    if not same:
+        raise BadInput(f"--out {folder} holds something else than this run; choose another folder")
+
+
+def provenance(finished: Run) -> dict[str, Any]:
+    """What produced the numbers: versions, seed, model, pool, revision, machine."""
+    manifest = finished.pool.manifest
+    return {
+        "seed": finished.seed,
+        "environment_seed": finished.scenario.environment_seed,
+        "replies": manifest.get("source", "arrays"),
+        "model": manifest.get("model"),
+        "pool_hash": finished.pool.content_hash,
+        "pool": {k: v for k, v in manifest.items() if k not in ("content_hash", "schema")},
+        "revision": _revision(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in REPORTED},
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cores": os.cpu_count(),
+        },
+    }
+
+
+def _fill(finished: Run, folder: Path) -> None:
+    from experiments import plots
+    from experiments.report import write_report
+
+    result, manifest = finished.result, provenance(finished)
+    result.save(folder)
+    finished.best.write_parquet(folder / "best_responses.parquet")
+    (folder / "scenario.yaml").write_text(finished.scenario.to_yaml(), encoding="utf-8")
+    text = json.dumps(manifest, indent=2, sort_keys=True)
+    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+    drawn = {
+        "bids": plots.bid_trajectories(result.advertisers, finished.best),
+        "market": plots.market_over_rounds(result.rounds),
+        "advertisers": plots.payments_and_roi(result.advertisers),
+    }
+    figures = {
+        name: plots.save(figure, folder / "figures" / f"{name}.png")
+        for name, figure in drawn.items()
+    }
+    write_report(
+        folder,
+        title=f"Market {finished.scenario.name}, seed {finished.seed}",
+        scenario=finished.scenario.model_dump(mode="json"),
+        manifest=manifest,
+        result=result,
+        best=finished.best,
+        samples=finished.samples,
+        figures=figures,
+        pool=finished.pool,
+    )
+
+
+def _samples(pool: ReplyPool, mechanism: Mechanism, result: Result, seed: int) -> list[SampleReply]:
+    """Replies served under the bids that advertisers came to, averaged over the last rounds."""
+    rng = np.random.default_rng([seed, 99])
+    return sample_replies(pool, mechanism, settled_bids(result), rng, SAMPLES)
+
+
+def settled_bids(result: Result) -> Floats:
+    """(N,) mean bids over the last quarter of rounds and all replications."""
+    start = TAIL * (result.advertisers["round"].max() + 1)
+    late = result.advertisers.filter(pl.col("round") >= start)
+    return (
+        late.group_by("advertiser").agg(pl.col("bid").mean()).sort("advertiser")["bid"].to_numpy()
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _revision() -> str | None:
+    """The git revision of this source tree, with `+` if it was changed since; None outside one."""
+    here = Path(__file__).parent
+    try:
+        describe = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        done = subprocess.run(describe, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
