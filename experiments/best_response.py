@@ -219,8 +219,8 @@ class _Bidder:
         best = scores.max()
         ties = tried[scores >= best - TIE * abs(best)]
         if np.ptp(ties) > 2 * self.top / (grid - 1):
-            ends = f"{ties.min():.3g} to {ties.max():.3g}"
-            notes.insert(0, f"flat: bids from {ends} do as well")
+            low, high = ties.min() / self.truthful, ties.max() / self.truthful
+            notes.insert(0, f"flat: {low:.3g} to {high:.3g} × truthful do as well")
         if bids[self.index] >= self.top * (1 - TIE):
             notes.insert(0, NOT_BINDING if self.value_maximizer else AT_TOP)
         return "; ".join(notes)

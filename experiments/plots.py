@@ -53,17 +53,18 @@ PANELS = {
     "welfare": ("Welfare", "money per request"),
     "user_satisfaction": ("User satisfaction", "per reply, from 0 to 1"),
 }
+# By the names under which figures are saved.
 CAPTIONS = {
-    "bid_trajectories": (
+    "bids": (
         "Bids relative to the truthful bid (1), averaged over logarithmically spaced windows of "
-        "rounds. Bands: 95 % bootstrap interval of the mean over replications × advertisers. "
+        "rounds. Bands: 95 % bootstrap interval of the mean over advertisers. "
         "Dashed: the independent best response where it converged, mean over advertisers."
     ),
-    "market_over_rounds": (
+    "market": (
         "Market totals per request, averaged over consecutive windows of rounds. Bands: 95 % "
         "bootstrap interval of the mean over replications."
     ),
-    "payments_and_roi": (
+    "advertisers": (
         "Expected payment and return on investment of each advertiser over the last quarter of the "
         "rounds. Error bars: 95 % bootstrap interval of the mean over replications. Black ticks: "
         "target ROI of value maximizers."
@@ -143,14 +144,14 @@ def bid_trajectories(
             ax.annotate(
                 "truthful", (1, 1), xycoords=("axes fraction", "data"), color=FAINT, fontsize=9,
                 xytext=(-2, 3), textcoords="offset points", ha="right",
-            )  # fmt: skip
+            ).set_in_layout(False)  # fmt: skip
             ax.set_xscale("log")
             _plain_log(ax.xaxis)
             ax.set_ylim(0, max(1.15, 1.08 * ax.dataLim.y1))
             ax.set(xlabel="round (logarithmic)", ylabel=RATIOS[kind])
-            _title(ax, OBJECTIVES[kind], f"last quarter: {_extremes(final, ' to ')}")
+            _title(ax, OBJECTIVES[kind], "last quarter: " + _extremes(final))
         extra = [] if best is None else [_dashed()]
-        _legend(figure, labels, band="replications × advertisers", extra=extra)
+        _legend(figure, labels, band="advertisers", extra=extra)
     return figure
 
 
@@ -180,9 +181,9 @@ def market_over_rounds(rounds: pl.DataFrame, *, window: int | None = None) -> Fi
                 _line(ax, centres, table, label, labels)
         for ax, (name, (what, unit)) in zip(axes, PANELS.items(), strict=True):
             ax.set(xlabel="round", ylabel=unit, xlim=(0, total))
-            ax.xaxis.get_major_locator().set_params(nbins=4)
+            ax.xaxis.get_major_locator().set_params(nbins=4, integer=True)
             ax.xaxis.set_major_formatter("{x:,.0f}")
-            _title(ax, what, _extremes(final[name], "\nto "))
+            _title(ax, what, _extremes(final[name]))
         points = f"mean of {window} rounds" if window > 1 else "one round"
         note = f"each point: {points}; numbers under titles: mean of the last quarter of rounds"
         _legend(figure, labels, band="replications", note=note)
@@ -260,7 +261,9 @@ def _line(ax: Axes, x: Floats, table: Floats, label: str, labels: Sequence[str])
     import seaborn as sns
 
     colour = colours(labels)[label]
-    sns.lineplot(x=x, y=table.mean(axis=0), ax=ax, color=colour, errorbar=None, label=label)
+    mark = "o" if len(x) == 1 else None
+    mean = table.mean(axis=0)
+    sns.lineplot(x=x, y=mean, ax=ax, color=colour, marker=mark, errorbar=None, label=label)
     ax.get_legend().remove()
     if len(table) > 1:
         rng = np.random.default_rng(0)
@@ -289,11 +292,11 @@ def _dashed() -> Any:
     return Line2D([], [], color=FAINT, linestyle=DASHES, label=words)
 
 
-def _extremes(final: dict[str, float], between: str) -> str:
+def _extremes(final: dict[str, float]) -> str:
     """The finding in a few words: the lowest and the highest mean, and whose they are."""
     order = sorted(final, key=lambda label: final[label])
     ends = dict.fromkeys((order[0], order[-1]))
-    return between.join(f"{_figures(final[label])} {label}" for label in ends)
+    return "\nto ".join(f"{_figures(final[label])} {_short(label, 24)}" for label in ends)
 
 
 def _figures(x: float) -> str:
@@ -303,10 +306,11 @@ def _figures(x: float) -> str:
 
 def _title(ax: Axes, title: str, finding: str) -> None:
     ax.set_title(title, pad=7 + 13 * (1 + finding.count("\n")))
-    ax.annotate(
+    words = ax.annotate(
         finding, (0, 1), xycoords="axes fraction", xytext=(0, 6), textcoords="offset points",
         fontsize=9.5, color="#555555", va="bottom",
     )  # fmt: skip
+    words.set_in_layout(False)  # the title's padding makes room; long words must not move panels
 
 
 def _plain_log(axis: Axis) -> None:

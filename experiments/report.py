@@ -132,14 +132,14 @@ def findings(result: Result, best: pl.DataFrame | None) -> Iterator[tuple[str, s
             cell = _cell(found, best, label, kind)
             parts.append(f"{number(cell.mean)} {bracket(cell)} under {label}{_beside(cell)}")
         if parts:
-            yield f"{OBJECTIVES[kind]} bid", f"({ratio}; truthful = 1) {'; '.join(parts)}."
+            yield f"{OBJECTIVES[kind]} bid", f"({ratio}; truthful = 1): {'; '.join(parts)}."
     for name in ("revenue", "welfare", "user_satisfaction"):
         what, unit = MEASURES[name]
         parts = [
             f"{number(part[name]['mean'])} {bracket(part[name])} under {label}"
             for label, part in result.summary.items()
         ]
-        yield what, f"({unit}) {'; '.join(parts)}."
+        yield what, f"({unit}): {'; '.join(parts)}."
 
 
 def rows(result: Result, best: pl.DataFrame | None) -> Iterator[Row]:
@@ -191,9 +191,9 @@ def scale(scenario: Mapping[str, Any], result: Result) -> str:
     """How much was run, in a line."""
     first = next(iter(result.summary.values()))
     count = result.advertisers["advertiser"].n_unique()
-    parts = [f"{first['rounds']:,} rounds"]
+    parts = [_count(first["rounds"], "round")]
     if per_round := scenario.get("requests_per_round"):
-        parts.append(f"{per_round:,} requests a round")
+        parts.append(f"{_count(per_round, 'request')} a round")
     parts += [_count(first["replications"], "replication"), _count(count, "advertiser")]
     parts.append(_count(len(result.summary), "mechanism"))
     return " · ".join(parts)
@@ -303,4 +303,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
+    if isinstance(value, np.generic):
+        return value.item()
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

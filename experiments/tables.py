@@ -25,13 +25,13 @@ def by_advertiser(advertisers: pl.DataFrame) -> pl.DataFrame:
     where nothing is paid). Intervals resample replications; null for fewer than two.
     """
     keys = ["mechanism", "advertiser"]
-    late = pl.col("round") >= TAIL * (pl.col("round").max().over("mechanism") + 1)
+    runs = advertisers.partition_by("mechanism", maintain_order=True)
     per = 1000 / pl.col("requests").sum()
     target = pl.when(pl.col("objective") == "value").then(pl.col("target_roi")).otherwise(1.0)
     paid, gained = pl.col("payment").sum(), (pl.col("value") * pl.col("itctr")).sum()
     first = ("title", "objective", "value", "target_roi")
     clusters = (
-        advertisers.filter(late | (pl.col("round").max().over("mechanism") == 0))
+        pl.concat(last_quarter(run) for run in runs)
         .group_by(*keys, "replication", maintain_order=True)
         .agg(
             *(pl.col(name).first() for name in first),
@@ -66,9 +66,9 @@ def best_means(best: pl.DataFrame, label: str, kind: str) -> float | None:
 
 
 def last_quarter(frame: pl.DataFrame) -> pl.DataFrame:
-    """The rounds that `Result.summary` describes, of one mechanism's frame."""
+    """The rounds that `Result.summary` describes, of one mechanism's frame; at least the last."""
     total = int(frame["round"].max()) + 1
-    return frame.filter(pl.col("round") >= (int(np.ceil(TAIL * total)) if total > 1 else 0))
+    return frame.filter(pl.col("round") >= min(int(np.ceil(TAIL * total)), total - 1))
 
 
 def binned(
@@ -103,7 +103,7 @@ def trajectory(
     ends = np.append(edges[1:], total)
     target = pl.col("target_roi") if kind == "value" else 1.0
     ratio = (pl.col("bid") * target / pl.col("value")).alias("ratio")
-    table = binned(ours, edges, ["replication", "advertiser"], [ratio])
+    table = binned(ours, edges, ["advertiser"], [ratio])
     means = table["ratio"].to_numpy().reshape(-1, len(edges))
     late = last_quarter(ours).select(ratio.mean()).item()
     return np.sqrt((edges + 1.0) * ends), means, late

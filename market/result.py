@@ -78,17 +78,18 @@ class Result:
 def summarise(rounds: pl.DataFrame, advertisers: pl.DataFrame) -> dict[str, Any]:
     """Means over the last quarter of rounds, with 95 % bootstrap intervals, by mechanism.
 
-    Intervals of `revenue`, `welfare`, ... resample replications; those under `objectives` resample
-    clusters (replication, advertiser), each entering with its mean over the rounds. They speak
-    about other seeds and other advertisers of the same kind, and are null for fewer than two
-    clusters. `roi` and `roi_over_target` are of expected value and payments; clusters that pay
-    nothing have none and are left out (`clusters` says how many are in).
+    Intervals of `revenue`, `welfare`, ... resample replications: they speak about other seeds of the
+    same market. Those under `objectives` resample advertisers, each entering with its mean over
+    rounds and replications: they speak about other advertisers of the same kind (replications of
+    one advertiser are no further evidence on that). They are null for fewer than two clusters.
+    `roi` and `roi_over_target` are of expected value and payments; advertisers that pay nothing
+    have none and are left out (`clusters` says how many are in).
     """
     summary: dict[str, Any] = {}
     for label in rounds["mechanism"].unique(maintain_order=True):
         ours = rounds.filter(pl.col("mechanism") == label)
         total = ours["round"].max() + 1
-        start = int(np.ceil(TAIL * total)) if total > 1 else 0
+        start = min(int(np.ceil(TAIL * total)), total - 1)
         late = pl.col("round") >= start
         by_replication = (
             ours.filter(late)
@@ -133,7 +134,7 @@ def _objective(people: pl.DataFrame, kind: str) -> dict[str, Any]:
     paid = pl.col("payment").sum()
     roi = pl.when(paid > 0).then((pl.col("value") * pl.col("itctr")).sum() / paid)
     clusters = (
-        people.group_by("replication", "advertiser")
+        people.group_by("advertiser")
         .agg(
             bid_over_value=(pl.col("bid") / pl.col("value")).mean(),
             bid_over_truthful=(pl.col("bid") * pl.col("target_roi") / pl.col("value")).mean(),
@@ -143,10 +144,10 @@ def _objective(people: pl.DataFrame, kind: str) -> dict[str, Any]:
             roi=roi,
             roi_over_target=roi / pl.col("target_roi").first(),
         )
-        .sort("replication", "advertiser")
+        .sort("advertiser")
     )
     # Only value maximizers have a target, and their truthful bid is below their value.
-    skip = {"replication", "advertiser"}
+    skip = {"advertiser"}
     skip |= {"bid_over_truthful", "roi_over_target"} if kind == "utility" else set()
     return {
         name: interval(clusters[name].cast(pl.Float64).to_numpy())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 MENTION = re.compile(r"@(?P<title>[^@\[\]\n]+)@\[(?P<id>[A-Za-z0-9_.-]+)\]")
-_LOOKS_LIKE_ONE = re.compile(r"@[^@\n]*@\s*\[[^\]\n]*\]?")
+_LOOKS_LIKE_ONE = re.compile(r"@[^@\n]*@\s*\[[^@\[\]\n]*\]?")
 
 
 class AdCopy(Protocol):

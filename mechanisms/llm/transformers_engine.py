@@ -22,6 +22,7 @@ from mechanisms.llm.prefix import NAME as SHARED_PREFIX
 from mechanisms.llm.prefix import SharedPrefixCache
 from mechanisms.llm.weights import locate
 
+PAD = 0  # any id will do: padding is masked, or comes after all that is read
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -125,7 +126,7 @@ class TransformersEngine:
                 for p in batch:
                     scored[p] = [np.zeros(0) for _ in replies[p]]
                 continue
-            ids = torch.full((len(batch) * n, longest), self.end_token)
+            ids = torch.full((len(batch) * n, longest), PAD)
             for r, p in enumerate(batch):
                 for k, reply in enumerate(replies[p]):
                     ids[r * n + k, : len(reply)] = torch.as_tensor(np.asarray(reply))
@@ -154,7 +155,7 @@ class TransformersEngine:
         """Run the prompts; returns the cache, lengths (P,) and last hidden states (P, width)."""
         lengths = torch.tensor([len(t) for t in tokens], device=self.device)
         L = int(lengths.max())
-        ids = torch.tensor([t + [self.end_token] * (L - len(t)) for t in tokens])
+        ids = torch.tensor([t + [PAD] * (L - len(t)) for t in tokens])
         positions = torch.arange(L, device=self.device)[None]
         cache = SharedPrefixCache(
             layers=self.network.config.num_hidden_layers,

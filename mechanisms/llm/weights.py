@@ -81,6 +81,7 @@ def locate(name: str) -> str:
     Raises:
         BadInput: an unknown name, or a packaged model that can neither be found nor fetched.
     """
+    _silence_progress_bars()
     if name in PACKAGED:
         target = cache_dir() / "models" / name
         if not (target / "config.json").exists():
@@ -97,6 +98,13 @@ def locate(name: str) -> str:
         f"model {name!r} is neither packaged ({', '.join(PACKAGED)}), a directory, "
         "nor a Hugging Face id like owner/model; check the name"
     )
+
+
+def _silence_progress_bars() -> None:
+    """Loading takes a second; transformers' bars for it would drown what we have to say."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _fetch(name: str, model: PackagedModel, target: Path) -> None:

@@ -112,6 +112,16 @@ def test_rivals_who_outbid_each_other_by_a_hair_have_not_converged():
     assert found.gained > 0.1
 
 
+def test_a_flat_objective_is_told_and_the_present_bid_kept():
+    ctr = np.zeros((1, 3, 2))
+    ctr[0, 1, 0] = ctr[0, 2, 1] = 0.5
+    people = population([2.0, 1.0], [False, False])
+    found = best_responses(make_mechanism("vcg"), ReplyPool.from_arrays(ctr), people)
+    np.testing.assert_array_equal(found.bids, people.truthful_bids)
+    # Whoever bids more wins and pays the other's bid: any winning bid, and any losing one, will do.
+    assert found.frame["note"].str.contains(r"^flat: 0\.\d+ to 1.5 × truthful").to_list()[0]
+
+
 def test_label_and_speed():
     pool = ReplyPool.synthetic(28, 24, 4, np.random.default_rng(0), advertisers=12)
     people = population(np.linspace(1, 3, 12), np.arange(12) % 2 == 1)
