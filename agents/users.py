@@ -101,7 +101,9 @@ class BehaviouralUsers:
         """(B, n) cosine of each candidate ad (title and text) with its request's text."""
         B, n = len(ads), len(ads[0]) if ads else 0
         copies = self.encoder.embed([f"{ad.title}. {ad.text}" for row in ads for ad in row])
-        return np.einsum("bnd,bd->bn", copies.reshape(B, n, -1), self.encoder.embed(texts))
+        return np.einsum(
+            "bnd,bd->bn", copies.reshape(B, n, copies.shape[1]), self.encoder.embed(texts)
+        )
 
     def attraction(self, to_query: Floats, to_user: Floats, nativeness: Floats) -> Floats:
         """σ(...) of the formula above; the arguments broadcast against each other."""

@@ -78,8 +78,8 @@ class Result:
 def summarise(rounds: pl.DataFrame, advertisers: pl.DataFrame) -> dict[str, Any]:
     """Means over the last quarter of rounds, with 95 % bootstrap intervals, by mechanism.
 
-    Intervals of `revenue`, `welfare`, ... resample replications: they speak about other seeds of the
-    same market. Those under `objectives` resample advertisers, each entering with its mean over
+    Intervals of `revenue`, `welfare`, ... resample replications: they speak about other seeds of
+    the same market. Those under `objectives` resample advertisers, each entering with its mean over
     rounds and replications: they speak about other advertisers of the same kind (replications of
     one advertiser are no further evidence on that). They are null for fewer than two clusters.
     `roi` and `roi_over_target` are of expected value and payments; advertisers that pay nothing

@@ -8,8 +8,8 @@ first price ROI binds at `κ = 1`, where no finite λ leads. So the learner keep
     m ← m exp(η_t · (budget − p) / budget),           in [0.01, max_multiple or 1]
 
 with `η_t = step / sqrt(t)`, multiplicative (entropic) steps that need no unit of money. The bid is
-`min(κ, m)` times truthful: the tighter constraint rules (min-pacing). κ starts at 1, where no rule
-that charges at most the bid can break the target, so it approaches the binding bid from below. A
+`min(κ, m)` times truthful: the tighter constraint rules (min-pacing). κ starts at `start`; from 1,
+where no rule that charges at most the bid can break the target, it approaches from the safe side. A
 utility maximizer has no ROI constraint and bids `v / (1 + μ) = min(1, m) v`: optimal under truthful
 payment rules; under first price it does not shade, which is hedge's business.
 
@@ -38,6 +38,7 @@ class Pacing(Learner):
             most when slack is total in round 1.
         max_multiple: cap of a value maximizer's multiplier, >= 1; a bidder that sits there with ROI
             to spare is reported by `capped`.
+        start: a value maximizer's multiplier κ of the first round, in [0.01, max_multiple].
         signal: `expected` steers by expected clicks and payments of the bid played; `realised` by
             clicks and charges, which is all that a real advertiser sees, and is noisier.
 
@@ -60,6 +61,7 @@ class Pacing(Learner):
         *,
         step: float = 0.5,
         max_multiple: float = 5.0,
+        start: float = 1.0,
         signal: str = "expected",
     ) -> None:
         super().__init__(population, replications, rng)
@@ -67,13 +69,16 @@ class Pacing(Learner):
             raise BadInput(f"pacing: step must be positive and finite; got {step}")
         if not 1 <= max_multiple < np.inf:
             raise BadInput(f"pacing: max_multiple must be finite and >= 1; got {max_multiple}")
+        if not LOWEST <= start <= max_multiple:
+            raise BadInput(f"pacing: start must lie in [{LOWEST}, max_multiple]; got {start}")
         if signal not in SIGNALS:
             raise BadInput(f"pacing: signal must be one of {', '.join(SIGNALS)}; got {signal!r}")
         self.step, self.signal = float(step), signal
         self.cap = np.where(population.value_maximizer, float(max_multiple), 1.0)
         shape = (replications, len(population.values))
         self.state = {
-            "roi_multiplier": np.ones(shape),
+            "roi_multiplier": np.where(population.value_maximizer, float(start), 1.0)
+            * np.ones(shape),
             "budget_multiplier": np.where(np.isfinite(population.budget), 1.0, self.cap)
             * np.ones(shape),
             "mean_value": np.zeros(shape),

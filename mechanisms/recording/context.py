@@ -14,7 +14,7 @@ import numpy as np
 from mechanisms.insertion import masked_mean
 from mechanisms.llm.base import Engine, Sample
 from mechanisms.mentions import AdCopy, disarm, ends_sentence, render
-from mechanisms.pool import Floats
+from mechanisms.pool import Floats, Ints
 from mechanisms.recording.design import REFERENCE_PROMPT, Design, Request, Written
 
 CONTEXT_PROMPT = (
@@ -83,7 +83,8 @@ def write_in_context(
             symbols = mentions * np.log(rate / max(len(request.ads), 1))
             symbols += max(boundaries - mentions, 0) * np.log1p(-rate)
             log_ref[b, k] = reply.log_free + symbols
-            without = log_plain + reply.log_free if mentions == 0 else -np.inf
+            plain_too = mentions == 0 or not named
+            without = log_plain + reply.log_free if plain_too else -np.inf
             log_gen[b, k] = np.logaddexp(without, log_named + log_context)
     return written, log_ref, log_gen
 
@@ -99,10 +100,7 @@ def _read_in_context(
 
     A token belongs to a mention if any of its characters does.
     """
-    ends = np.cumsum(
-        [len(engine.decode(sample.tokens[i : i + 1])) for i in range(len(sample.tokens))]
-    )
-    text = "".join(engine.decode(sample.tokens[i : i + 1]) for i in range(len(sample.tokens)))
+    text, ends = _token_ends(engine, sample.tokens)
     spans = _title_spans(text, ads)
     free = np.ones(len(sample.tokens), dtype=bool)
     pieces, at, native = [], 0, {}
@@ -115,10 +113,11 @@ def _read_in_context(
         at = stop
     pieces.append(disarm(text[at:]))
     shown = "".join(pieces).strip()
+    starts = np.append(0, ends)[:-1]
     boundaries = sum(
         ends_sentence(text[:end])
-        for end in ends[free].tolist()
-        if text[:end].rstrip("\"')]”’").endswith((".", "!", "?"))
+        for start, end in zip(starts[free].tolist(), ends[free].tolist(), strict=True)
+        if any(mark in text[start:end] for mark in ".!?")
     )
     reply = Written(
         text=shown,
@@ -129,6 +128,18 @@ def _read_in_context(
         tokens=len(sample.tokens),
     )
     return reply, len(spans), boundaries, float(under["context"][free].sum())
+
+
+def _token_ends(engine: Engine, tokens: Ints) -> tuple[str, Ints]:
+    """The text of `tokens`, and where in it each of them ends.
+
+    Decoded from the start each time, since a character may be spread over several tokens.
+    """
+    text = engine.decode(tokens)
+    read = [len(engine.decode(tokens[: i + 1]).rstrip("\ufffd")) for i in range(len(tokens))]
+    ends = np.minimum(np.maximum.accumulate(np.array(read, dtype=np.int64)), len(text))
+    ends[-1:] = len(text)
+    return text, ends
 
 
 def _title_spans(text: str, ads: Sequence[AdCopy]) -> list[tuple[int, int, int]]:

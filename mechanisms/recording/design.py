@@ -61,22 +61,24 @@ class Design:
     def policies(self, ads: int) -> list[tuple[InsertionPolicy, int]]:
         """Conditions of guided insertion with their numbers of replies, summing to M.
 
-        Half of the replies show a single ad in turn, a sixth none, the rest any. `single:i` inserts
-        at its first decision with probability one half and else at its second, which makes sure of
-        the mention in every reply of two sentences and varies its place.
+        Half of the replies show a single ad in turn, a sixth none, the rest any. Of the replies of
+        `single:i` the first inserts at its first decision, so that every ad has a reply that shows
+        it alone; the others do so with probability one half and else at their second decision,
+        which varies the place.
         """
         K, M = self.rules.decisions, self.replies
-        nobody = np.zeros(ads)
         single = M // (2 * ads) if ads else 0
         none = min(max(1, M // 6), M - single * ads) if ads else M
-        conditions = [(InsertionPolicy("reference", np.zeros(K), nobody), none)]
+        conditions = [(InsertionPolicy("reference", np.zeros(K), np.zeros(ads)), none)]
         if guided := M - none - single * ads:
             rates = np.full(K, self.guided_rate)
             conditions.append((InsertionPolicy("guided", rates, np.ones(ads)), guided))
-        for i in range(ads if single else 0):
-            only = np.arange(ads) == i
-            rates = np.where(np.arange(K) == 0, 0.5, 1.0)
-            conditions.append((InsertionPolicy(f"single:{i}", rates, only.astype(float)), single))
+        at_once, sooner_or_later = np.ones(K), np.where(np.arange(K) == 0, 0.5, 1.0)
+        for i, name in enumerate(f"single:{i}" for i in range(ads if single else 0)):
+            only = (np.arange(ads) == i).astype(np.float64)
+            conditions.append((InsertionPolicy(name, at_once, only), 1))
+            if single > 1:
+                conditions.append((InsertionPolicy(name, sooner_or_later, only), single - 1))
         return conditions
 
 

@@ -74,7 +74,8 @@ def reply_table(written: list[list[Written]], features: Features) -> pl.DataFram
 
 
 def _rows(array: Floats) -> pl.Series:
-    return pl.Series(array.reshape(-1, array.shape[2]).tolist(), dtype=pl.List(pl.Float64))
+    B, M, n = array.shape
+    return pl.Series(array.reshape(B * M, n).tolist(), dtype=pl.List(pl.Float64))
 
 
 def request_table(requests: Sequence[Request]) -> pl.DataFrame:

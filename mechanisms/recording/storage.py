@@ -6,6 +6,8 @@ row per request. `manifest.json` names the content hash, which is checked on loa
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import shutil
@@ -22,14 +24,20 @@ from mechanisms.pool import ReplyPool
 SCHEMA = 1
 _PER_REPLY = ("log_ref", "log_gen", "quality", "malformed")
 _PER_AD = ("ctr", "exposure")
+_FILES = {"manifest.json", "replies.parquet", "requests.parquet"}
+_DAMAGE = (OSError, AttributeError, KeyError, TypeError, ValueError)  # BadInput is a ValueError
 
 
 def save_pool(pool: ReplyPool, folder: str | Path) -> Path:
     """Write `pool` into `folder` in one step: it is there whole, or not at all.
 
-    A folder that is already there is replaced only after the new one is complete.
+    A pool that is already there is replaced only after the new one is complete.
+
+    Raises:
+        BadInput: `folder` is a file, or holds anything that is no part of a pool.
     """
     folder = Path(folder)
+    _refuse_what_is_no_pool(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     B, M, n = pool.shape
     replies = pool.replies
@@ -57,13 +65,9 @@ def save_pool(pool: ReplyPool, folder: str | Path) -> Path:
         text = json.dumps(manifest, indent=2, sort_keys=True)
         (scratch / "manifest.json").write_text(text + "\n", encoding="utf-8")
         os.chmod(scratch, 0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        scratch.rename(folder)
-    except OSError:
+        _swap(scratch, folder)
+    finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        if not (folder / "manifest.json").exists():
-            raise
     return folder
 
 
@@ -76,40 +80,72 @@ def load_pool(folder: str | Path) -> ReplyPool:
     folder = Path(folder)
     try:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
-        replies = pl.read_parquet(folder / "replies.parquet")
-        requests = pl.read_parquet(folder / "requests.parquet")
-        if manifest["schema"] != SCHEMA:
-            raise BadInput(
-                f"pool {folder} has schema {manifest['schema']}, this version reads {SCHEMA}; "
-                "record it again"
-            )
-        B, M, n = manifest["shape"]
-        arrays = {name: replies[f"pool_{name}"].to_numpy().reshape(B, M) for name in _PER_REPLY}
-        arrays |= {
-            name: np.array(replies[f"pool_{name}"].to_list()).reshape(B, M, n) for name in _PER_AD
-        }
-        ads = np.array(requests["pool_ads"].to_list(), dtype=np.int64).reshape(B, n)
-        has_replies, has_requests = manifest["tables"]
+        pool = _read(folder, manifest) if manifest["schema"] == SCHEMA else None
+        intact = pool is None or pool.content_hash == manifest["content_hash"]
     except FileNotFoundError as error:
         raise BadInput(
             f"{folder} holds no pool ({Path(error.filename).name} is missing); record one"
         ) from None
-    except (OSError, KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        if isinstance(error, BadInput):
-            raise
+    except (*_DAMAGE, pl.exceptions.PolarsError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(f"pool {folder} is damaged ({first}); delete it and record again") from None
-    pool = ReplyPool.from_arrays(
+    if pool is None:
+        raise BadInput(
+            f"pool {folder} has schema {manifest['schema']}, this version reads {SCHEMA}; "
+            "record it again"
+        )
+    if not intact:
+        raise BadInput(f"pool {folder} does not match its content hash; delete it and record again")
+    return pool
+
+
+def _read(folder: Path, manifest: dict[str, Any]) -> ReplyPool:
+    replies = pl.read_parquet(folder / "replies.parquet")
+    requests = pl.read_parquet(folder / "requests.parquet")
+    B, M, n = manifest["shape"]
+    arrays = {name: replies[f"pool_{name}"].to_numpy().reshape(B, M) for name in _PER_REPLY}
+    arrays |= {
+        name: np.array(replies[f"pool_{name}"].to_list()).reshape(B, M, n) for name in _PER_AD
+    }
+    has_replies, has_requests = manifest["tables"]
+    return ReplyPool.from_arrays(
         **arrays,
-        ads=ads,
+        ads=np.array(requests["pool_ads"].to_list(), dtype=np.int64).reshape(B, n),
         num_advertisers=manifest["num_advertisers"],
         replies=_without_arrays(replies) if has_replies else None,
         requests=_without_arrays(requests) if has_requests else None,
         manifest=manifest,
     )
-    if pool.content_hash != manifest["content_hash"]:
-        raise BadInput(f"pool {folder} does not match its content hash; delete it and record again")
-    return pool
+
+
+def _refuse_what_is_no_pool(folder: Path) -> None:
+    try:
+        foreign = set(os.listdir(folder)) - _FILES
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise BadInput(f"{folder} is not a folder; name another for the pool") from None
+    if foreign:
+        raise BadInput(
+            f"{folder} holds {min(foreign)}, which is no part of a pool; name another folder"
+        )
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`, whether that is there or not.
+
+    `folder` is whole at any time that it is there, also while others do the same.
+    """
+    while True:
+        try:
+            new.rename(folder)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as aside:
+            with contextlib.suppress(FileNotFoundError):  # another process moved it aside
+                folder.rename(Path(aside) / "old")
 
 
 def _lists(name: str, rows: np.ndarray) -> pl.Series:

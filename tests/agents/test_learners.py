@@ -74,6 +74,7 @@ def test_truthful_and_shading_are_exact():
         ("hedge", {"max_multiple": float("nan")}, "max_multiple"),
         ("pacing", {"step": 0}, "step"),
         ("pacing", {"max_multiple": 0.5}, "max_multiple"),
+        ("pacing", {"start": 9.0}, "start"),
         ("pacing", {"signal": "loud"}, "expected, realised"),
     ],
 )
@@ -165,6 +166,11 @@ def test_value_maximizers_reach_the_bid_where_roi_binds(share, kappa):
     np.testing.assert_allclose(late, kappa, rtol=0.05)
     roi = population.values * clicks.sum(0) / payments.sum(0)
     np.testing.assert_allclose(roi / 1.5, 1, rtol=0.02)
+
+    for start in (0.25, 3.0):
+        pacing = learner_of("pacing", population, start=start)
+        bids, _, _ = play(pacing, lambda b: smooth_market(b, share), 2000)
+        np.testing.assert_allclose(bids[-1] / population.truthful_bids, kappa, rtol=1e-3)
 
     pacing = learner_of("pacing", population)
     bids, clicks, payments = play(pacing, lambda b: smooth_market(b, share), 500)

@@ -136,7 +136,9 @@ def test_a_tagline_ends_no_sentence(tagline):
         assert not any(ends_sentence(mention[:end]) for end in range(len(mention) + 1))
 
 
-pieces = st.sampled_from(["@", "[", "]", "Ad-1", "Ad-2", "Tea Pot", "CloudRest Mattress", " ", "\n"])
+pieces = st.sampled_from(
+    ["@", "[", "]", "Ad-1", "Ad-2", "Tea Pot", "CloudRest Mattress", " ", "\n"]
+)
 noise = st.lists(pieces | st.text(max_size=3), max_size=25).map("".join)
 
 

@@ -1,0 +1,86 @@
+"""End to end with the real small LLM (smollm2-135m) and text encoder, on the bundled catalog.
+
+Fetches both models once; skipped only where they are neither cached nor to be had.
+"""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from experiments.run import run, write
+from market import Scenario
+from market.environment import make_pool, make_requests, record_pool
+from mechanisms import BadInput
+from mechanisms.llm import weights
+from mechanisms.mentions import MENTION
+
+SMALL = {
+    "name": "real-llm",
+    "rounds": 40,
+    "requests_per_round": 4,
+    "replications": 2,
+    "catalog": {"categories": ["mattresses", "coffee"]},
+    "requests": {"queries": 3, "ads": 3},
+    "replies": {"per_request": 20, "max_tokens": 80},
+    "population": [
+        {"objective": "utility", "count": 2, "learner": "hedge"},
+        {"objective": "value", "count": 2, "target_roi": 1.2, "learner": "pacing"},
+    ],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models():
+    for name in weights.PACKAGED:
+        try:
+            weights.locate(name)
+        except BadInput as error:
+            pytest.skip(f"smollm2-135m and its encoder are not to be had: {error}")
+
+
+@pytest.fixture(scope="module")
+def scenario():
+    return Scenario.from_dict(SMALL)
+
+
+@pytest.fixture(scope="module")
+def pool(scenario):
+    return make_pool(scenario)
+
+
+def test_replies_are_text_with_ads_and_healthy_weights(pool):
+    assert pool.shape == (3, 20, 3)
+    assert pool.manifest["model"] == "smollm2-135m"
+    assert pool.effective_sample_size.min() >= 5
+    assert 0.2 < (pool.exposure.sum(2) > 0).mean() < 0.9
+    assert all(len(text.split()) > 2 for text in pool.replies["text"])
+    marked = [bool(MENTION.search(text)) for text in pool.replies["text"]]
+    assert np.array_equal(np.array(marked).reshape(3, 20), pool.exposure.any(2))
+    assert ((pool.ctr > 0) == pool.exposure).all()
+
+
+def test_every_ad_has_replies_that_show_it_alone_and_some_show_none(pool):
+    alone = (pool.exposure.sum(2, keepdims=True) == 1) & pool.exposure
+    assert alone.any(1).all()
+    assert (~pool.exposure.any(2)).any(1).all()
+
+
+def test_recording_again_gives_the_same_pool_and_the_cache_is_used(scenario, pool, monkeypatch):
+    requests, users = make_requests(scenario)
+    again = record_pool(scenario, requests, users, lambda _: None)
+    assert again.content_hash == pool.content_hash
+
+    def refuse(*_, **__):
+        raise AssertionError("a second run downloads nothing and records nothing")
+
+    monkeypatch.setattr(weights, "_download", refuse)
+    monkeypatch.setattr("market.environment.record_pool", refuse)
+    assert make_pool(scenario).content_hash == pool.content_hash
+
+
+def test_a_market_on_them_runs_to_a_report(scenario, pool, tmp_path):
+    report = write(run(scenario, seed=1, pool=pool), tmp_path / "results")
+    page = report.read_text()
+    assert "135M-parameter model" in page
+    rounds = pl.read_parquet(report.parent / "rounds.parquet")
+    assert rounds.height == 2 * 40
