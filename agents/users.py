@@ -42,7 +42,8 @@ from mechanisms.recording import Features, Judgement, Request
 class ClickCoefficients:
     """Coefficients of the click model; logits unless said otherwise.
 
-    `nativeness_mean` and `nativeness_scale` standardise log-probabilities per token, in nats.
+    `nativeness_mean` and `nativeness_scale` standardise log-probabilities per token, in nats; the
+    defaults are those of the default pool (SmolLM2-135M at temperature 0.3).
     `carry_on` and `share_attention` are probabilities.
     """
 
@@ -50,8 +51,8 @@ class ClickCoefficients:
     query: float = 4.0
     profile: float = 1.0
     nativeness: float = 0.3
-    nativeness_mean: float = -4.0
-    nativeness_scale: float = 1.0
+    nativeness_mean: float = -9.0
+    nativeness_scale: float = 1.7
     carry_on: float = 0.85
     share_attention: float = 0.8
 
@@ -68,8 +69,8 @@ class SatisfactionCoefficients:
     intercept: float = -1.2
     query: float = 3.0
     fluency: float = 0.3
-    fluency_mean: float = -0.8
-    fluency_scale: float = 0.4
+    fluency_mean: float = -0.42
+    fluency_scale: float = 0.15
     complete: float = 0.6
     per_ad: float = -0.6
     ad_relevance: float = 0.8

@@ -25,7 +25,7 @@ from mechanisms.pool import Floats, ReplyPool
 from mechanisms.recording import Design, Request, describe, load_pool, record, save_pool
 from mechanisms.recording.record import with_manifest
 
-RECIPE = 2
+RECIPE = 4
 """Raise when the same inputs would be recorded differently, so that old pools are not reused."""
 QUERIES, USERS, SYNTHETIC = 1, 2, 3
 

@@ -96,7 +96,7 @@ class RepliesSpec(_Strict):
     generation: Literal["guided", "context"] = "guided"
     mention_rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
     guided_rate: Annotated[float, Field(gt=0, lt=1)] = 0.35
-    temperature: Positive = 0.5
+    temperature: Positive = 0.3
     max_tokens: Annotated[int, Field(ge=16)] = 96
     context_probe: Annotated[int, Field(ge=0)] = 0
 

@@ -86,9 +86,8 @@ class InsertionPolicy:
         """
         M, K = events.shape
         total = np.zeros(M)
-        left = np.tile(
-            np.append(self.shares, 0.0), (M, 1)
-        )  # the last for nobody: there may be no ads
+        # One share more, for nobody: there may be no ads.
+        left = np.tile(np.append(self.shares, 0.0), (M, 1))
         rows = np.arange(M)
         with np.errstate(divide="ignore"):
             for t in range(K):

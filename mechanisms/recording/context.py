@@ -18,7 +18,7 @@ from mechanisms.pool import Floats, Ints
 from mechanisms.recording.design import REFERENCE_PROMPT, Design, Request, Written
 
 CONTEXT_PROMPT = (
-    "{query}\n\nGive friendly advice in one short paragraph of plain English, "
+    "Question: {query}\n\nAnswer with practical advice in three short sentences, "
     "and recommend one of these products by name where it helps:\n{ads}"
 )
 
@@ -138,7 +138,6 @@ def _token_ends(engine: Engine, tokens: Ints) -> tuple[str, Ints]:
     text = engine.decode(tokens)
     read = [len(engine.decode(tokens[: i + 1]).rstrip("\ufffd")) for i in range(len(tokens))]
     ends = np.minimum(np.maximum.accumulate(np.array(read, dtype=np.int64)), len(text))
-    ends[-1:] = len(text)
     return text, ends
 
 

@@ -12,7 +12,7 @@ from mechanisms.insertion import InsertionPolicy, Rules
 from mechanisms.mentions import AdCopy
 from mechanisms.pool import Bools, Floats
 
-REFERENCE_PROMPT = "{query}\n\nGive friendly advice in one short paragraph of plain English."
+REFERENCE_PROMPT = "Question: {query}\n\nAnswer with practical advice in three short sentences."
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Design:
     generation: str = "guided"
     mention_rate: float = 0.1
     guided_rate: float = 0.35
-    temperature: float = 0.5
+    temperature: float = 0.3
     rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ from mechanisms.pool import ReplyPool
 SCHEMA = 1
 _PER_REPLY = ("log_ref", "log_gen", "quality", "malformed")
 _PER_AD = ("ctr", "exposure")
-_FILES = {"manifest.json", "replies.parquet", "requests.parquet"}
+_FILES = ("manifest.json", "replies.parquet", "requests.parquet")
 _DAMAGE = (OSError, AttributeError, KeyError, TypeError, ValueError)  # BadInput is a ValueError
 
 
@@ -82,10 +82,9 @@ def load_pool(folder: str | Path) -> ReplyPool:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
         pool = _read(folder, manifest) if manifest["schema"] == SCHEMA else None
         intact = pool is None or pool.content_hash == manifest["content_hash"]
-    except FileNotFoundError as error:
-        raise BadInput(
-            f"{folder} holds no pool ({Path(error.filename).name} is missing); record one"
-        ) from None
+    except FileNotFoundError:
+        missing = next((name for name in _FILES if not (folder / name).exists()), "a file")
+        raise BadInput(f"{folder} holds no pool ({missing} is missing); record one") from None
     except (*_DAMAGE, pl.exceptions.PolarsError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(f"pool {folder} is damaged ({first}); delete it and record again") from None
@@ -120,7 +119,7 @@ def _read(folder: Path, manifest: dict[str, Any]) -> ReplyPool:
 
 def _refuse_what_is_no_pool(folder: Path) -> None:
     try:
-        foreign = set(os.listdir(folder)) - _FILES
+        foreign = set(os.listdir(folder)).difference(_FILES)
     except FileNotFoundError:
         return
     except NotADirectoryError:
@@ -143,9 +142,10 @@ def _swap(new: Path, folder: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as aside:
-            with contextlib.suppress(FileNotFoundError):  # another process moved it aside
-                folder.rename(Path(aside) / "old")
+        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        with contextlib.suppress(FileNotFoundError):  # another process moved it aside
+            folder.rename(aside / "old")
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _lists(name: str, rows: np.ndarray) -> pl.Series:

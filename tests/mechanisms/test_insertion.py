@@ -201,18 +201,20 @@ def test_frequencies_are_the_densities(policy):
 
 
 def test_single_always_mentions():
-    """Given two decisions, `single:i` shows ad i, and no other."""
-    for policy, count in Design(replies=24).policies(3):
+    """Given two decisions, `single:i` shows ad i, and no other; some replies do at the first."""
+    policies = Design(replies=24).policies(3)
+    assert sum(count for policy, count in policies if policy.name == "single:1") == 4
+    for policy, _ in policies:
         if not policy.name.startswith("single:"):
             continue
-        assert count == 4
         for say in (steady, moody):
             events, _, _ = simulate(policy, 400, say)
             reached = (events != UNREACHED).sum(1)
             mentions = events == int(policy.name[-1])
             assert mentions[reached >= 2].any(1).all()
             assert not (events >= 0)[~mentions].any()
-            assert 0.3 < mentions[:, 0].mean() < 0.7
+            first = mentions[reached >= 1, 0].mean()
+            assert first == 1 if policy.rates[0] == 1 else 0.4 < first < 0.6
             assert np.isfinite(policy.log_density(events)).all()
 
 
@@ -224,6 +226,10 @@ def test_conditions_of_a_design(M, ads):
     assert all(count > 0 for _, count in conditions)
     assert conditions[0][0].name == "reference"
     assert np.all(conditions[0][0].rates == 0)
+    for i in range(ads if 2 * ads <= M else 0):
+        # every ad has a reply that shows it as soon as there is a decision
+        at_once = [p for p, _ in conditions if p.name == f"single:{i}" and (p.rates == 1).all()]
+        assert len(at_once) == 1
     assert [p.name for p, _ in Design(replies=M).policies(0)] == ["reference"]
 
 

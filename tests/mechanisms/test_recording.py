@@ -8,7 +8,7 @@ import pytest
 
 from agents.users import BehaviouralUsers
 from mechanisms.errors import BadInput
-from mechanisms.insertion import NOTHING, PHRASES, UNREACHED, Rules
+from mechanisms.insertion import NOTHING, PHRASES, UNREACHED, GuidedInsertion, Rules
 from mechanisms.mentions import MENTION, parse
 from mechanisms.recording import Design, Request, describe, record
 from mechanisms.recording.context import CONTEXT_PROMPT
@@ -146,7 +146,7 @@ def test_weights_from_the_events(guided):
     mixture = [
         *[((0, 0, 0), (0, 0, 0))] * conditions.count("reference"),
         *[((0.35,) * 3, (1, 1, 1))] * conditions.count("guided"),
-        *[((0.5, 1, 1), np.eye(3)[i]) for i in range(3) for _ in range(4)],
+        *[((first, 1, 1), only) for only in np.eye(3) for first in (1, 0.5, 0.5, 0.5)],
     ]
     assert len(mixture) == 24
     w = []
@@ -158,6 +158,32 @@ def test_weights_from_the_events(guided):
     by_hand = [np.log(density_by_hand(each, (0.1,) * 3, (1, 1, 1))) for each in events]
     np.testing.assert_allclose(guided.log_ref.ravel() - free, by_hand, atol=1e-9)
     assert guided.effective_sample_size.min() > 4
+
+
+def test_free_tokens_are_what_the_llm_wrote(engine, guided):
+    """`log_free` is the LLM's own score of all but the tokens of the mentions."""
+    asked = requests()
+    prompts = [REFERENCE_PROMPT.format(query=r.query) for r in asked]
+    policies = [policy for policy, count in GUIDED.policies(3) for _ in range(count)]
+    guide = GuidedInsertion(engine, [ADS] * 3, [policies] * 3, RULES, 0)
+    samples = engine.generate(prompts, 24, max_new_tokens=120, temperature=0.8, seed=0, guide=guide)
+    tokens = [[sample.tokens for sample in row] for row in samples]
+    scores = engine.score(prompts, tokens, temperature=0.8)
+    free = [
+        score[~sample.forced].sum()
+        for row, row_scores in zip(samples, scores, strict=True)
+        for sample, score in zip(row, row_scores, strict=True)
+    ]
+    np.testing.assert_allclose(guided.replies["log_free"], free, atol=2e-3)
+    assert any(sample.forced.any() for row in samples for sample in row)
+
+
+def test_a_reply_cut_short_ends_with_its_last_sentence(engine):
+    pool = recorded(engine, replace(GUIDED, rules=Rules(sentences=9, max_tokens=30, room=8)))
+    cut = pool.replies.filter((pl.col("tokens") == 30) & (pl.col("sentences") > 1))
+    assert cut.height > 20
+    # but for the few that the LLM itself ended with the last token allowed
+    assert cut["complete"].mean() > 0.9
 
 
 def test_context_densities(engine, context):
@@ -281,6 +307,14 @@ def test_bad_requests(engine):
             Design(**wrong)
 
 
+def test_boundaries_in_context(engine):
+    """Three sentences end, once each, and at one of them stands the mention."""
+    spoken = engine.encode('It is "good." Try Tea Pot now (really)! So it is. And Dr. Moss, 3.5')
+    pool = record(requests(), Speaking(engine, [spoken]), USERS, replace(CONTEXT, replies=4))
+    symbols = pool.log_ref.ravel() - pool.replies["log_free"].to_numpy()
+    np.testing.assert_allclose(symbols, np.log(0.1 / 3) + 2 * np.log(0.9))
+
+
 def test_describe(guided):
     said = describe(guided)
     assert said["mention_rate"] == (guided.exposure.any(2)).mean()
@@ -303,8 +337,10 @@ def test_the_real_llm():
 
     real = TransformersEngine("smollm2-135m")
     pool = record(requests(queries=QUERIES[:1]), real, USERS, Design(replies=12))
-    assert pool.exposure.any(2).mean() > 0.4
+    assert pool.exposure.any(2).mean() > 0.25
     assert not pool.exposure[0, :2].any()
+    alone = pool.exposure[0][pool.exposure[0].sum(1) == 1]
+    assert alone.any(0).all()
     assert pool.effective_sample_size.min() > 3
     assert (pool.malformed == 0).all()
-    assert pool.replies["sentences"].mean() > 1.5
+    assert pool.replies["complete"].mean() > 0.5

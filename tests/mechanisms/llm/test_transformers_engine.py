@@ -206,6 +206,28 @@ def test_what_is_forced_leaves_the_other_rows_alone(engine):
     assert forced[0][1].forced.any()
 
 
+def test_prompts_that_are_done_leave(engine):
+    """Whole prompts leave the batch, short ones first and long ones first; the others go on."""
+
+    class Stop:
+        def __init__(self, last):
+            self.last = last
+
+        def step(self, prompt, sample, tokens):
+            return END if len(tokens) == self.last[prompt] + sample else ()
+
+    free = engine.generate(PROMPTS, 4, **DRAW)
+    for last in ([2, 20, 5, 14, 9], [9, 2, 20, 5, 14], [14, 9, 2, 20, 5], [20, 20, 2, 2, 2]):
+        stopped = engine.generate(PROMPTS, 4, guide=Stop(last), **DRAW)
+        for p, row in enumerate(stopped):
+            for k, sample in enumerate(row):
+                whole = free[p][k]
+                assert len(sample.tokens) == min(last[p] + k, len(whole.tokens))
+                np.testing.assert_array_equal(sample.tokens, whole.tokens[: len(sample.tokens)])
+                expected = whole.log_probs[: len(sample.tokens)]
+                np.testing.assert_allclose(sample.log_probs, expected, atol=1e-4)
+
+
 def test_a_forced_end_token_does_not_end(engine):
     class Only:
         def step(self, prompt, sample, tokens):
