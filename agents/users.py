@@ -27,7 +27,7 @@ LLM answers exists. They are parameters; what is checked is the ranking on human
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -42,8 +42,6 @@ from mechanisms.recording import Features, Judgement, Request
 class ClickCoefficients:
     """Coefficients of the click model; logits unless said otherwise.
 
-    `nativeness_mean` and `nativeness_scale` standardise log-probabilities per token, in nats; the
-    defaults are those of the default pool (SmolLM2-135M at temperature 0.3).
     `carry_on` and `share_attention` are probabilities.
     """
 
@@ -51,8 +49,6 @@ class ClickCoefficients:
     query: float = 4.0
     profile: float = 1.0
     nativeness: float = 0.3
-    nativeness_mean: float = -9.0
-    nativeness_scale: float = 1.7
     carry_on: float = 0.85
     share_attention: float = 0.8
 
@@ -69,33 +65,62 @@ class SatisfactionCoefficients:
     intercept: float = -1.2
     query: float = 3.0
     fluency: float = 0.3
-    fluency_mean: float = -0.42
-    fluency_scale: float = 0.15
     complete: float = 0.6
     per_ad: float = -0.6
     ad_relevance: float = 0.8
     malformed: float = -1.0
 
 
+@dataclass(frozen=True)
+class Norms:
+    """Mean and scale, in nats per token, by which log-probabilities are standardised.
+
+    What a log-probability per token means depends on the LLM and its temperature, so users compare:
+    a mention with the other mentions, a reply with the other replies, of the same recording.
+    """
+
+    nativeness_mean: float
+    nativeness_scale: float
+    fluency_mean: float
+    fluency_scale: float
+
+    @classmethod
+    def of(cls, features: Features) -> Norms:
+        """Those of a recording's replies; a scale of 1 where nothing varies."""
+        return cls(
+            *_mean_and_scale(features.nativeness[features.exposure]),
+            *_mean_and_scale(features.fluency.ravel()),
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class BehaviouralUsers:
     """Turns measured replies into click probabilities and satisfaction; see the module's formulas.
 
-    Call it with requests and their `Features`; it returns a `Judgement`.
+    Call it with requests and their `Features`; it returns a `Judgement`. `norms` are those of the
+    replies at hand unless given.
     """
 
     encoder: TextEncoder
     clicks: ClickCoefficients = ClickCoefficients()
     satisfaction: SatisfactionCoefficients = SatisfactionCoefficients()
+    norms: Norms | None = None
 
     def __call__(self, requests: Sequence[Request], features: Features) -> Judgement:
         """`ctr` (B, M, n) and `quality` (B, M) of the replies."""
         to_query = self.relevance([r.ads for r in requests], [r.query for r in requests])
         to_user = self.relevance([r.ads for r in requests], [r.user for r in requests])
+        norms = self.norms or Norms.of(features)
         shown = features.exposure.sum(2)
         return Judgement(
-            ctr=self.click_probabilities(features, to_query, to_user, shown),
-            quality=self.quality(requests, features, to_query, shown),
+            ctr=self.click_probabilities(features, norms, to_query, to_user, shown),
+            quality=self.quality(requests, features, norms, to_query, shown),
+            provenance={
+                "encoder": self.encoder.model,
+                "clicks": asdict(self.clicks),
+                "satisfaction": asdict(self.satisfaction),
+                "norms": asdict(norms),
+            },
         )
 
     def relevance(self, ads: Sequence[Sequence[AdCopy]], texts: Sequence[str]) -> Floats:
@@ -107,25 +132,30 @@ class BehaviouralUsers:
         )
 
     def attraction(self, to_query: Floats, to_user: Floats, nativeness: Floats) -> Floats:
-        """σ(...) of the formula above; the arguments broadcast against each other."""
+        """σ(...) of the formula above; `nativeness` standardised; the arguments broadcast."""
         c = self.clicks
-        native = _standardise(nativeness, c.nativeness_mean, c.nativeness_scale)
         return _sigmoid(
-            c.intercept + c.query * to_query + c.profile * to_user + c.nativeness * native
+            c.intercept + c.query * to_query + c.profile * to_user + c.nativeness * nativeness
         )
 
     def click_probabilities(
-        self, features: Features, to_query: Floats, to_user: Floats, shown: Floats
+        self, features: Features, norms: Norms, to_query: Floats, to_user: Floats, shown: Floats
     ) -> Floats:
         """(B, M, n) probability of a click on each ad; 0 where it is not shown."""
         c = self.clicks
-        attracted = self.attraction(to_query[:, None], to_user[:, None], features.nativeness)
+        native = _standardise(features.nativeness, norms.nativeness_mean, norms.nativeness_scale)
+        attracted = self.attraction(to_query[:, None], to_user[:, None], native)
         others = np.maximum(shown - 1, 0)[:, :, None]
         examined = c.carry_on**features.place * c.share_attention**others
         return np.where(features.exposure, examined * attracted, 0.0)
 
     def quality(
-        self, requests: Sequence[Request], features: Features, to_query: Floats, shown: Floats
+        self,
+        requests: Sequence[Request],
+        features: Features,
+        norms: Norms,
+        to_query: Floats,
+        shown: Floats,
     ) -> Floats:
         """(B, M) satisfaction in [0, 1]."""
         s = self.satisfaction
@@ -138,7 +168,7 @@ class BehaviouralUsers:
         return _sigmoid(
             s.intercept
             + s.query * fit
-            + s.fluency * _standardise(features.fluency, s.fluency_mean, s.fluency_scale)
+            + s.fluency * _standardise(features.fluency, norms.fluency_mean, norms.fluency_scale)
             + s.complete * features.complete
             + s.per_ad * shown
             + s.ad_relevance * helpful
@@ -149,6 +179,11 @@ class BehaviouralUsers:
 def _standardise(x: Floats, mean: float, scale: float) -> Floats:
     """z-score, kept within two so that no reply is judged by its log-probability alone."""
     return np.clip((x - mean) / scale, -2, 2)
+
+
+def _mean_and_scale(x: Floats) -> tuple[float, float]:
+    spread = float(x.std()) if x.size else 0.0
+    return float(x.mean()) if x.size else 0.0, spread if spread > 1e-9 else 1.0
 
 
 def _sigmoid(x: Floats) -> Floats:

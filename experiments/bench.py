@@ -23,8 +23,9 @@ def recording(
     """Generate and score the same prompts with our engine and with transformers' own means.
 
     Both sides write `NEW_TOKENS` tokens to every reply (ends of turn are ignored, so the work is
-    equal) and score all of them under the same prompts. Theirs: `model.generate`, one call per
-    prompt, and a full forward pass over prompt and reply, in batches of 32 either way.
+    equal) and score all of them under the same prompts. Theirs: `model.generate` on left-padded
+    batches of as many rows as ours, and a full forward pass over prompt and reply, 32 rows at once
+    (a batch of ours would need gigabytes of logits there).
     """
     prompts = [REFERENCE_PROMPT.format(query=query.text) for query in _queries(requests)]
     count = requests * replies * NEW_TOKENS
@@ -43,10 +44,11 @@ def recording(
     engine.score(prompts, tokens, temperature=TEMPERATURE)
     scored = time.perf_counter() - start
     encoded = [engine.chat_tokens(prompt) for prompt in prompts]
+    batch = engine.batch_rows
     del engine
 
     say("transformers: generate, then scoring with the prompt recomputed")
-    theirs_generated, theirs_scored = _theirs(model, dtype, encoded, tokens, replies)
+    theirs_generated, theirs_scored = _theirs(model, dtype, encoded, tokens, batch)
     ours, theirs = generated + scored, theirs_generated + theirs_scored
     yield f"threads {torch.get_num_threads()}, dtype {dtype}, replies {requests * replies}"
     yield f"ours          {count / generated:8.0f} tokens/s generated, {_rate(tokens, scored)}"
@@ -72,18 +74,19 @@ def _rate(tokens: Sequence[Sequence], seconds: float) -> str:
 
 @torch.inference_mode()
 def _theirs(
-    model: str, dtype: str, prompts: list[list[int]], replies: list[list], per_prompt: int
+    model: str, dtype: str, prompts: list[list[int]], replies: list[list], batch: int
 ) -> tuple[float, float]:
     from transformers import AutoModelForCausalLM
 
     network = AutoModelForCausalLM.from_pretrained(locate(model), dtype=DTYPES[dtype]).eval()
-    batch = 32
 
-    def write(ids: list[int], count: int, tokens: int) -> None:
-        given = torch.tensor([ids] * count)
+    def write(rows: list[list[int]], tokens: int) -> None:
+        width = max(map(len, rows))
+        given = torch.tensor([[0] * (width - len(ids)) + ids for ids in rows])
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in rows])
         network.generate(
             given,
-            attention_mask=torch.ones_like(given),
+            attention_mask=mask,
             do_sample=True,
             temperature=TEMPERATURE,
             top_k=0,
@@ -91,16 +94,16 @@ def _theirs(
             min_new_tokens=tokens,
         )
 
-    write(prompts[0], 2, 4)
+    write(prompts[:2], 4)
+    rows = [ids for ids, row in zip(prompts, replies, strict=True) for _ in row]
     start = time.perf_counter()
-    for ids in prompts:
-        for at in range(0, per_prompt, batch):
-            write(ids, min(batch, per_prompt - at), NEW_TOKENS)
+    for at in range(0, len(rows), batch):
+        write(rows[at : at + batch], NEW_TOKENS)
     generated = time.perf_counter() - start
     start = time.perf_counter()
     for ids, row in zip(prompts, replies, strict=True):
-        for at in range(0, len(row), batch):
-            part = torch.tensor(np.array(row[at : at + batch]))
+        for at in range(0, len(row), 32):
+            part = torch.tensor(np.array(row[at : at + 32]))
             whole = torch.cat([torch.tensor([ids] * len(part)), part], dim=1)
             logits = network(whole).logits[:, len(ids) - 1 : -1].float() / TEMPERATURE
             torch.log_softmax(logits, dim=-1).gather(2, part[..., None])

@@ -27,12 +27,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 
-from agents.learners.base import Population
+from agents.learners.base import UTILITY_REACH, VALUE_REACH, Population
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
 from mechanisms.pool import Floats, Ints, ReplyPool
 
-UTILITY_REACH, VALUE_REACH = 1.5, 4.0  # upper ends of the ranges, in multiples of truthful bids
 TIE = 1e-12  # gains below this fraction of the score are none
 GAIN = 1e-3  # smallest gain, as a fraction of the score, that speaks against convergence
 SLACK = 1e-9  # of what a target ROI asks for, for rounding

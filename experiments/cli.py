@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +16,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import typer
 
 from mechanisms.errors import BadInput
+from mechanisms.gibbs import LowEffectiveSampleSize
 
 app = typer.Typer(
     help="Markets in which advertisers bid for the words of an LLM.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+# Typer brings its own click, whose base class of usage errors it does not name.
+USAGE_ERROR = typer.BadParameter.__base__
 
 ScenarioArgument = Annotated[
     str, typer.Argument(help="A scenario file, or the name of a bundled one.")
@@ -32,11 +36,6 @@ OutOption = Annotated[
 CatalogOption = Annotated[
     str | None, typer.Option(help="Catalog folder, instead of the scenario's.")
 ]
-
-
-@app.callback()
-def _app() -> None:
-    """Keep `run` a subcommand whatever else there is."""
 
 
 @app.command()
@@ -51,7 +50,7 @@ def run(
 
     described = _load(scenario, catalog)
     folder = out or Path("results") / f"{described.name}-seed{seed}"
-    running.refuse_other(described, seed, folder)
+    running.check_folder(described, seed, folder)
     finished = running.run(described, seed, say=_say, progress=True)
     _say("figures and report")
     print(running.write(finished, folder))
@@ -97,6 +96,8 @@ def _load(name: str, catalog: str | None):
     scenario = Scenario.from_yaml(name)
     if catalog is None:
         return scenario
+    if scenario.replies.source == "synthetic":
+        raise BadInput(f"--catalog {catalog}: scenario {name} has synthetic replies, drop it")
     return scenario.with_(catalog={**scenario.catalog.model_dump(), "source": catalog})
 
 
@@ -106,12 +107,18 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Entry point of the console command."""
+    warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+    # A market checks its weights every round; once is enough.
+    warnings.simplefilter("once", LowEffectiveSampleSize)
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except BadInput as error:
         _say(f"admarket: {error}")
         sys.exit(2)
-    except KeyboardInterrupt:
+    except USAGE_ERROR as error:
+        _say(f"admarket: {' '.join(error.format_message().split())} (see admarket --help)")
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
         _say("admarket: interrupted; nothing was overwritten")
         sys.exit(1)
     except Exception as error:  # the last line of defence: one line, and the trace on request

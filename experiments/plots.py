@@ -4,7 +4,7 @@ Every function takes polars frames with a column `mechanism` and returns a matpl
 no global state knows of: nothing is shown, nothing has to be closed, no backend is chosen. Figures
 are 9 inches wide, made to be read at 900 pixels. Long runs are binned before anything is drawn.
 
-Bands and error bars are 95 % percentile bootstrap intervals of a mean, as in `Result.summary`, with
+Bands and error bars are 95 % t-intervals of a mean, as in `Result.summary`, with
 a fixed seed of their own: the same frames give the same picture. Figures say what was resampled.
 """
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from scipy.special import stdtrit
 
 from experiments.tables import best_means, binned, by_advertiser, last_quarter, trajectory
 from mechanisms.pool import Floats
@@ -28,7 +29,6 @@ if TYPE_CHECKING:  # drawing takes a second to import and most commands draw not
     from matplotlib.figure import Figure
 
 WIDTH = 9.0  # inches
-RESAMPLES = 1000
 INK, FAINT = "#222222", "#8a8a8a"
 # Colour-blind safe (Okabe & Ito), dark enough for thin lines; the same mechanism, the same colour.
 COLOURS = {
@@ -57,16 +57,16 @@ PANELS = {
 CAPTIONS = {
     "bids": (
         "Bids relative to the truthful bid (1), averaged over logarithmically spaced windows of "
-        "rounds. Bands: 95 % bootstrap interval of the mean over advertisers. "
+        "rounds. Bands: 95 % t-interval of the mean over advertisers. "
         "Dashed: the independent best response where it converged, mean over advertisers."
     ),
     "market": (
         "Market totals per request, averaged over consecutive windows of rounds. Bands: 95 % "
-        "bootstrap interval of the mean over replications."
+        "t-interval of the mean over replications."
     ),
     "advertisers": (
         "Expected payment and return on investment of each advertiser over the last quarter of the "
-        "rounds. Error bars: 95 % bootstrap interval of the mean over replications. Black ticks: "
+        "rounds. Error bars: 95 % t-interval of the mean over replications. Black ticks: "
         "target ROI of value maximizers."
     ),
 }
@@ -266,10 +266,9 @@ def _line(ax: Axes, x: Floats, table: Floats, label: str, labels: Sequence[str])
     sns.lineplot(x=x, y=mean, ax=ax, color=colour, marker=mark, errorbar=None, label=label)
     ax.get_legend().remove()
     if len(table) > 1:
-        rng = np.random.default_rng(0)
         C = len(table)
-        counts = rng.multinomial(C, np.full(C, 1 / C), size=RESAMPLES)
-        low, high = np.quantile(counts @ table / C, (0.025, 0.975), axis=0)
+        reach = stdtrit(C - 1, 0.975) * table.std(axis=0, ddof=1) / np.sqrt(C)
+        low, high = mean - reach, mean + reach
         alpha = 0.2 if len(labels) < 4 else 0.12
         ax.fill_between(x, low, high, color=colour, alpha=alpha, linewidth=0)
 
@@ -350,7 +349,7 @@ def _legend(
         Line2D([], [], color=colour, label=label, marker=marker if markers else "", **look)
         for (label, colour), marker in zip(colours(labels).items(), cycle(MARKERS), strict=False)
     ]
-    words = f"95 % bootstrap interval of the mean over {band}"
+    words = f"95 % t-interval of the mean over {band}"
     line = Line2D([], [], color=FAINT, linewidth=1.6, label=words)
     how = [line if markers else Patch(color=FAINT, alpha=0.35, label=words), *extra]
     if note:

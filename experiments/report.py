@@ -154,10 +154,9 @@ def rows(result: Result, best: pl.DataFrame | None) -> Iterator[Row]:
             found = [(m, part["objectives"].get(kind, {})) for m, part in parts.items()]
             cells = [_cell(of.get(column), best, label, kind) for label, of in found]
             yield Row(f"{who}: bid", f"{ratio}; truthful = 1", cells)
-            roi, unit = ("roi_over_target", "ROI / target ROI, expected")
-            if kind == "utility":
-                roi, unit = "roi", "value per unit paid, expected"
-            yield Row(f"{who}: ROI", unit, [_cell(of.get(roi)) for _, of in found])
+            if kind == "value":
+                cells = [_cell(of.get("roi_over_target")) for _, of in found]
+                yield Row(f"{who}: ROI", "ROI / target ROI, expected", cells)
 
 
 def advertiser_tables(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -24,9 +23,10 @@ import polars as pl
 from agents.learners.base import Population
 from experiments.best_response import best_responses
 from experiments.samples import SampleReply, sample_replies
+from experiments.tables import last_quarter
 from market.environment import make_pool, titles
 from market.model import MarketModel
-from market.result import TAIL, Result
+from market.result import Result
 from market.scenario import Scenario
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
@@ -35,6 +35,16 @@ from mechanisms.pool import Floats, ReplyPool
 from mechanisms.registry import make_mechanism
 
 SAMPLES = 6
+CONTENTS = (
+    "advertisers.parquet",
+    "best_responses.parquet",
+    "figures",
+    "manifest.json",
+    "report.html",
+    "rounds.parquet",
+    "scenario.yaml",
+    "summary.json",
+)
 REPORTED = ("admarket", "mesa", "numpy", "polars", "torch", "transformers", "scipy", "seaborn")
 
 
@@ -94,34 +104,50 @@ def population(scenario: Scenario) -> Population:
 
 
 def write(finished: Run, folder: str | Path) -> Path:
-    """Write the results folder of DESIGN 5 and return the path of its report."""
+    """Write the results folder of DESIGN 5 and return the path of its report.
+
+    An earlier run of the same scenario and seed is replaced, once the new folder is complete.
+    """
     folder = Path(folder)
-    refuse_other(finished.scenario, finished.seed, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        _fill(finished, scratch)
-        os.chmod(scratch, 0o755)
+    check_folder(finished.scenario, finished.seed, folder)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        ready, old = Path(scratch) / "ready", Path(scratch) / "old"
+        ready.mkdir()
+        _fill(finished, ready)
         if folder.exists():
-            shutil.rmtree(folder)
-        scratch.rename(folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+            folder.rename(old)
+        ready.rename(folder)
     return folder / "report.html"
 
 
-def refuse_other(scenario: Scenario, seed: int, folder: Path) -> None:
-    """Refuse to replace anything but an earlier run of the same scenario and seed."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
+def check_folder(scenario: Scenario, seed: int, folder: Path) -> None:
+    """Make sure that results can be written to `folder`, before anything is run.
+
+    Raises:
+        BadInput: it cannot be made, or holds anything but an earlier run of this scenario and seed.
+    """
     try:
-        same = (folder / "scenario.yaml").read_text("utf-8") == scenario.to_yaml()
-        same &= json.loads((folder / "manifest.json").read_text("utf-8"))["seed"] == seed
-    except (OSError, ValueError, KeyError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-"):
+            there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise BadInput(
+            f"--out {folder}: cannot be written ({error.strerror}); choose another folder"
+        ) from None
+    foreign = set(there) - set(CONTENTS)
+    if foreign:
+        raise BadInput(
+            f"--out {folder} holds {min(foreign)}, which is no part of a run; choose another folder"
+        )
+    try:
+        same = not there or (
+            (folder / "scenario.yaml").read_text("utf-8") == scenario.to_yaml()
+            and json.loads((folder / "manifest.json").read_text("utf-8"))["seed"] == seed
+        )
+    except (OSError, ValueError, KeyError, TypeError):
         same = False
     if not same:
-        raise BadInput(f"--out {folder} holds something else than this run; choose another folder")
+        raise BadInput(f"--out {folder} holds another run; choose another folder")
 
 
 def provenance(finished: Run) -> dict[str, Any]:
@@ -185,11 +211,9 @@ def _samples(pool: ReplyPool, mechanism: Mechanism, result: Result, seed: int) -
 
 def settled_bids(result: Result) -> Floats:
     """(N,) mean bids over the last quarter of rounds and all replications."""
-    start = TAIL * (result.advertisers["round"].max() + 1)
-    late = result.advertisers.filter(pl.col("round") >= start)
-    return (
-        late.group_by("advertiser").agg(pl.col("bid").mean()).sort("advertiser")["bid"].to_numpy()
-    )
+    late = last_quarter(result.advertisers)
+    means = late.group_by("advertiser").agg(pl.col("bid").mean()).sort("advertiser")
+    return means["bid"].to_numpy()
 
 
 def _version(name: str) -> str | None:

@@ -1,6 +1,6 @@
 """What figures and the report tell of a run, reduced to small tables first.
 
-Intervals are 95 % percentile bootstrap intervals of a mean, as in `Result.summary`.
+Intervals are 95 % t-intervals of a mean, as in `Result.summary`.
 """
 
 from __future__ import annotations

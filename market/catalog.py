@@ -6,6 +6,7 @@ come from advertisers, who have a reason to forge them: every `Ad` is neutralise
 """
 
 import hashlib
+import html
 import json
 import re
 from collections import Counter, defaultdict
@@ -152,7 +153,8 @@ class Catalog:
             ad = {
                 "id": f"Ad-{number}",
                 "title": title if shared[title.casefold()] == 1 else f"{title} {number}",
-                "text": short_text(row["description"]) or plain(row["title"]),
+                # The whole title too: what the short one leaves out tells products apart.
+                "text": f"{plain(html.unescape(row['title']))}. {short_text(row['description'])}",
                 "category": "cluster-" + row["category"].removesuffix(".0"),
             }
             ads.append(_make(Ad, ad, where))

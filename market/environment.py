@@ -19,14 +19,17 @@ from market.catalog import Ad, Catalog, Query
 from market.retrieval import retrieve
 from market.scenario import Scenario
 from mechanisms.errors import BadInput
+from mechanisms.insertion import PHRASES
 from mechanisms.llm.encoder import TextEncoder
-from mechanisms.llm.weights import cache_dir
+from mechanisms.llm.weights import cache_dir, identity
 from mechanisms.pool import Floats, ReplyPool
 from mechanisms.recording import Design, Request, describe, load_pool, record, save_pool
+from mechanisms.recording.context import CONTEXT_PROMPT
+from mechanisms.recording.design import REFERENCE_PROMPT
 from mechanisms.recording.record import with_manifest
 
-RECIPE = 4
-"""Raise when the same inputs would be recorded differently, so that old pools are not reused."""
+RECIPE = 5
+"""Raise when the same key would be recorded differently, so that old pools are not reused."""
 QUERIES, USERS, SYNTHETIC = 1, 2, 3
 
 
@@ -46,16 +49,12 @@ def make_pool(scenario: Scenario, say: Callable[[str], None] = lambda _: None) -
             advertisers=scenario.num_advertisers,
         )
     requests, users = make_requests(scenario)
-    folder = pool_folder(scenario, requests)
+    folder = pool_folder(scenario, requests, users)
     if (folder / "manifest.json").exists():
-        say(f"candidate replies: reusing {folder.name}")
+        say(f"candidate replies: reusing {folder}")
         return load_pool(folder)
-    return save_and_return(record_pool(scenario, requests, users, say), folder)
-
-
-def save_and_return(pool: ReplyPool, folder: Path) -> ReplyPool:
-    """Save and read back, so that a first run sees exactly what later runs will."""
-    return load_pool(save_pool(pool, folder))
+    # Read back, so that a first run sees exactly what later runs will.
+    return load_pool(save_pool(record_pool(scenario, requests, users, say), folder))
 
 
 def record_pool(
@@ -95,12 +94,15 @@ def record_pool(
     )
 
 
-def pool_folder(scenario: Scenario, requests: Sequence[Request]) -> Path:
+def pool_folder(scenario: Scenario, requests: Sequence[Request], users: BehaviouralUsers) -> Path:
     """Where the scenario's pool is kept: a key of all that its content depends on."""
     spec = scenario.replies
     key = {
         "recipe": RECIPE,
-        "model": spec.model,
+        "model": identity(spec.model),
+        "encoder": users.encoder.model,
+        "users": [asdict(users.clicks), asdict(users.satisfaction)],
+        "prompts": [REFERENCE_PROMPT, CONTEXT_PROMPT, *PHRASES],
         "dtype": spec.dtype,
         "design": asdict(spec.design),
         "context_probe": spec.context_probe,
@@ -113,7 +115,7 @@ def pool_folder(scenario: Scenario, requests: Sequence[Request]) -> Path:
         ],
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return cache_dir() / "pools" / f"{scenario.name}-{digest[:16]}"
+    return cache_dir() / "pools" / digest[:16]
 
 
 def make_requests(scenario: Scenario) -> tuple[list[Request], BehaviouralUsers]:

@@ -41,7 +41,7 @@ def measure(
     """What is measured of a round, each (R,), means over its requests.
 
     Args:
-        mechanism: its `tau` (or `beta`), if any, weighs KL in regularised welfare; NaN without.
+        mechanism: its `tau`, if any, weighs KL in regularised welfare; NaN without.
         batch: the R*B requests served, replication first.
         outcome: of these requests.
         tally: its sums by replication and advertiser, charges as settled.
@@ -56,7 +56,7 @@ def measure(
     satisfaction = mean((outcome.probabilities * batch.quality).sum(axis=1))
     kl = mean(kl_from_reference(batch.log_weights, outcome.probabilities))
     welfare = tally.itctr @ values / B + satisfaction
-    tau = getattr(mechanism, "tau", getattr(mechanism, "beta", np.nan))
+    tau = getattr(mechanism, "tau", np.nan)
     return {
         "revenue": tally.charges.sum(axis=1) / B,
         "expected_revenue": tally.payments.sum(axis=1) / B,

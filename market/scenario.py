@@ -184,6 +184,8 @@ class Scenario(_Strict):
                 low, high = getattr(group, key)
                 if low > high:
                     raise BadInput(f"{key} has range [{low}, {high}]; give the lower end first")
+            if group.objective == "utility" and group.target_roi != (1.0, 1.0):
+                raise BadInput("target_roi is given for utility maximizers, who have none; drop it")
         if len({arm.name for arm in arms}) < len(arms):
             raise BadInput("a mechanism is listed twice in mechanism and beside; list each once")
         if self.requests.ads > self.num_advertisers:
@@ -220,14 +222,7 @@ class Scenario(_Strict):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            problem = "unknown key; remove it or check its spelling"
-            if first["type"] != "extra_forbidden":
-                problem = f"{first['msg'].lower()}; got {first['input']!r:.60}"
-            raise BadInput(f"{source}: {key}: {problem}") from None
-        except BadInput as error:
-            raise BadInput(f"{source}: {error}") from None
+            raise BadInput(f"{source}: {_in_words(error)}") from None
 
     def to_yaml(self) -> str:
         """The scenario as resolved, with every default written out."""
@@ -272,6 +267,18 @@ class Scenario(_Strict):
         from market.environment import make_pool
 
         return make_pool(self)
+
+
+def _in_words(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line with its key."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, BadInput):
+        return str(cause)
+    key = ".".join(" ".join(str(part).split()) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key; remove it or check its spelling"
+    return f"{key}: {first['msg'].lower()}; got {first['input']!r:.60}"
 
 
 def locate(path: str | Path) -> Path:

@@ -7,6 +7,7 @@ import unicodedata
 _MARKER = frozenset("@[]")
 _PUNCTUATION = frozenset(".!?(),;:")
 _TAGLINE_WORDS = 12
+_LENGTH = 80
 _DANGLING = re.compile(r"(?i)for|with|and|in|of|by|the|an?|to|from|on|at|x|w/|\W+|\S*\.\.\.")
 _QUOTES = str.maketrans("", "", '"＂“”„‟«»')
 
@@ -24,14 +25,14 @@ def neutral(text: str) -> str:
 
 
 def neutral_title(title: str) -> str:
-    """Return a title as `neutral` does, without double quotes."""
-    return neutral(title.translate(_QUOTES))
+    """Return a title as `neutral` does, without double quotes, cut to 80 characters."""
+    return _cut(neutral(title.translate(_QUOTES)))
 
 
 def neutral_tagline(tagline: str) -> str:
-    """Return at most 12 words that, in parentheses, neither close them nor end a sentence."""
+    """Return up to 12 words that, in parentheses, neither close them nor end a sentence."""
     words = _without(_MARKER | _PUNCTUATION, tagline.translate(_QUOTES)).split()
-    return " ".join(words[:_TAGLINE_WORDS])
+    return _cut(" ".join(words[:_TAGLINE_WORDS]))
 
 
 def short_title(title: str) -> str:
@@ -61,6 +62,13 @@ def short_text(text: str, most: int = 40, least: int = 12) -> str:
         if words[end - 1].endswith((".", "!", "?")):
             return " ".join(words[:end])
     return " ".join(words[:most]).rstrip(",;:-& ") + "..."
+
+
+def _cut(text: str) -> str:
+    """Cut `text` to 80 characters, at the end of a word if it has one."""
+    return (
+        text if len(text) <= _LENGTH else (text[: _LENGTH + 1].rpartition(" ")[0] or text[:_LENGTH])
+    )
 
 
 def _without(characters: frozenset[str], text: str) -> str:

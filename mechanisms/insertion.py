@@ -7,7 +7,12 @@ connecting phrases, or goes on without; in between the reference LLM writes, hav
     density = Π free tokens · Π decisions { 1 − ρ, or ρ · share of the ad / phrases }
 
 Policies differ only in their rates and shares at the decisions, so the free tokens cancel in every
-ratio: importance weights are exact, whatever the model and its dtype.
+ratio: importance weights are exact, whatever the model and its dtype. When a decision is offered,
+and when a reply ends (`Rules`), depends on what is written so far, never on the policy.
+
+Densities are of what was drafted. The reader sees the draft up to its last finished sentence, a
+function of it: a mention that is cut off with an unfinished sentence is in the density, not in the
+text, and exposes nobody.
 """
 
 from __future__ import annotations
@@ -50,14 +55,17 @@ class Rules:
         sentences: a reply ends with the boundary that completes this many sentences, unless a
             mention is inserted there; it then ends with the sentence of the mention.
         mentions: at most so many mentions in a reply.
-        max_tokens: hard limit of a reply's length, in tokens.
-        room: tokens that must be left for the sentence of a mention, beside the mention.
+        max_tokens: limit of the tokens that the LLM writes; mentions come on top, so that the
+            length of an ad's title takes no room from its rivals.
+        room: tokens the LLM must have left where a mention is inserted, to finish its sentence.
+        loop: a reply ends where the LLM repeats its last so many tokens from earlier in the reply.
     """
 
     sentences: int = 3
     mentions: int = 2
     max_tokens: int = 96
     room: int = 24
+    loop: int = 6
 
     @property
     def decisions(self) -> int:
@@ -132,11 +140,16 @@ class Inserted(NamedTuple):
 
 @dataclass(eq=False)
 class _Draft:
-    """State of one reply while it is written."""
+    """State of one reply while it is written.
+
+    `last_boundary` is the number of tokens up to the last sentence end; `broken_off` says that the
+    reply was ended in the middle of a sentence.
+    """
 
     rng: np.random.Generator
     sentences: int = 0
     last_boundary: int = 0
+    broken_off: bool = False
     events: list[int] = field(default_factory=list)
     mentions: list[Inserted] = field(default_factory=list)
 
@@ -170,10 +183,10 @@ class GuidedInsertion:
             [[engine.encode(phrase_mention(p, ad, ad.title)) for p in PHRASES] for ad in ads]
             for ads in candidates
         ]
-        self.longest = [
-            max((len(tokens) for ad in ads for tokens in ad), default=0)
-            for ads in self.mention_tokens
-        ]
+        longest = max(
+            (len(tokens) for ads in self.mention_tokens for ad in ads for tokens in ad), default=0
+        )
+        self.max_new_tokens = rules.max_tokens + rules.mentions * longest
         self.drafts = {
             (p, k): _Draft(np.random.default_rng([seed, keys[p], k, 1]))
             for p, each in enumerate(policies)
@@ -186,18 +199,20 @@ class GuidedInsertion:
         draft = self.drafts[prompt, sample]
         if "\n" in last and draft.sentences > 1:
             return END
-        if not any(mark in last for mark in ".!?"):
-            return ()
-        if not ends_sentence(self.engine.decode(tokens[-16:])):
-            return ()
-        draft.sentences += 1
-        draft.last_boundary = len(tokens)
-        return self._decide(prompt, sample, draft, len(tokens))
+        free = len(tokens) - sum(mention.length for mention in draft.mentions)
+        if any(mark in last for mark in ".!?") and ends_sentence(self.engine.decode(tokens[-16:])):
+            draft.sentences += 1
+            draft.last_boundary = len(tokens)
+            return self._decide(prompt, sample, draft, len(tokens), free)
+        draft.broken_off = free >= self.rules.max_tokens or repeats(tokens, self.rules.loop)
+        return END if draft.broken_off else ()
 
-    def _decide(self, prompt: int, sample: int, draft: _Draft, written: int) -> Sequence[int] | str:
+    def _decide(
+        self, prompt: int, sample: int, draft: _Draft, written: int, free: int
+    ) -> Sequence[int] | str:
         rules = self.rules
-        done = draft.sentences >= rules.sentences
-        room = written + self.longest[prompt] + rules.room <= rules.max_tokens
+        done = draft.sentences >= rules.sentences or free >= rules.max_tokens
+        room = free + rules.room <= rules.max_tokens
         mentioned = [mention.ad for mention in draft.mentions]
         used_up = len(mentioned) >= min(rules.mentions, len(self.mention_tokens[prompt]))
         if len(draft.events) == rules.decisions or used_up or not room:
@@ -224,6 +239,15 @@ class GuidedInsertion:
             events = self.drafts[prompt, k].events
             out[k, : len(events)] = events
         return out
+
+
+def repeats(tokens: Sequence[int], length: int) -> bool:
+    """Whether the last `length` tokens stand earlier in `tokens` too: small LLMs get into loops."""
+    tail = list(tokens[-length:])
+    return any(
+        tokens[i] == tail[0] and list(tokens[i : i + length]) == tail
+        for i in range(len(tokens) - 2 * length + 1)
+    )
 
 
 def masked_mean(log_probs: NDArray[np.float64], start: int, end: int) -> float:

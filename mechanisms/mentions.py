@@ -65,6 +65,16 @@ def disarm(text: str) -> str:
     return text.replace("@", "") if "@" in text else text
 
 
+def forged(text: str) -> int:
+    """How many times free text of the LLM tries to look like a mention, before it is disarmed."""
+    return len(_LOOKS_LIKE_ONE.findall(text))
+
+
+def without_mentions(text: str) -> str:
+    """`text` with every mention replaced by a plain word, so that titles do not count as prose."""
+    return MENTION.sub("this", text)
+
+
 _CLOSERS = r"[\"')\]”’]*"
 _ENDS_SENTENCE = re.compile(
     rf"(?<![A-Za-z.])(?P<word>[A-Za-z][A-Za-z'’-]*){_CLOSERS}[.!?]+{_CLOSERS}$"

@@ -2,7 +2,7 @@
 
 An LLM answer costs a million times more than an auction, so replies are written once and traded on
 for ever. A pool holds, for each of B requests, M candidate replies and n candidate ads. Mechanisms
-read arrays only; the texts and how they came about ride along in tables (`mechanisms.replies`).
+read arrays only; the texts and how they came about ride along in tables (`mechanisms.recording`).
 """
 
 from __future__ import annotations

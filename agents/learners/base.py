@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 from mechanisms.errors import BadInput
 from mechanisms.pool import Floats
 
+UTILITY_REACH, VALUE_REACH = 1.5, 10.0
+"""Highest bids considered, in multiples of truthful ones. Value maximizers need the room: under
+Rochet payments they bid well above, and where the target never binds no finite bid is best."""
+
 
 @dataclass(frozen=True, eq=False)
 class Population:

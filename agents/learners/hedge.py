@@ -29,13 +29,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from agents.learners.base import Feedback, Learner, Population
+from agents.learners.base import UTILITY_REACH, Feedback, Learner, Population
 from mechanisms.errors import BadInput
 from mechanisms.pool import Floats
 
 # Reach of the grid in multiples of the truthful bid. Utility maximizers never gain above v. Value
 # maximizers under Rochet payments are charged less than they bid and settle at up to 2 (measured).
-UTILITY_REACH, VALUE_REACH = 1.5, 3.0
+VALUE_GRID = 3.0  # value maximizers' grid, in truthful bids; wider would be coarser
 MULTIPLIER_RANGE = (1e-3, 1e3)
 
 
@@ -76,7 +76,7 @@ class Hedge(Learner):
             raise BadInput(f"hedge: max_multiple must be positive and finite; got {max_multiple}")
         G = int(grid_size)
         vm = population.value_maximizer
-        reach = np.where(vm, VALUE_REACH, UTILITY_REACH) if max_multiple is None else max_multiple
+        reach = np.where(vm, VALUE_GRID, UTILITY_REACH) if max_multiple is None else max_multiple
         top = population.truthful_bids * reach
         self._grid = top[:, None] * np.linspace(0, 1, G)
         shape = (replications, len(top))

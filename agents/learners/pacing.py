@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from agents.learners.base import Feedback, Learner, Population
+from agents.learners.base import VALUE_REACH, Feedback, Learner, Population
 from mechanisms.errors import BadInput
 from mechanisms.pool import Bools, Floats
 
@@ -60,7 +60,7 @@ class Pacing(Learner):
         rng: np.random.Generator,
         *,
         step: float = 0.5,
-        max_multiple: float = 5.0,
+        max_multiple: float = VALUE_REACH,
         start: float = 1.0,
         signal: str = "expected",
     ) -> None:

@@ -45,7 +45,7 @@ def make_learner(
 
 
 def check_learner(name: str, parameters: dict[str, Any]) -> None:
-    """Refuse an unknown learner or parameter, without building anything."""
+    """Refuse an unknown learner, an unknown parameter or a bad value, before anything is run."""
     if name not in LEARNERS:
         raise BadInput(f"unknown learner {name!r}; choose one of {', '.join(sorted(LEARNERS))}")
     known = [
@@ -57,3 +57,11 @@ def check_learner(name: str, parameters: dict[str, Any]) -> None:
         if parameter not in known:
             valid = f"valid: {', '.join(known)}" if known else "it takes none"
             raise BadInput(f"learner {name} has no parameter {parameter!r}; {valid}")
+    one = np.ones(1)
+    anyone = Population(values=one, value_maximizer=one > 0, target_roi=one, budget=one)
+    try:
+        LEARNERS[name](anyone, 1, np.random.default_rng(0), **parameters)
+    except BadInput:
+        raise
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"learner {name}: bad parameters {parameters} ({error})") from None

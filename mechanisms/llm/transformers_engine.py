@@ -8,6 +8,7 @@ the batch's matrix products.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -63,10 +64,13 @@ class TransformersEngine:
             )
         self.network.to(self.device).eval()
         self.end_token = int(self.tokenizer.eos_token_id)
+        self._control = re.compile(
+            "|".join(re.escape(token) for token in sorted(self.tokenizer.all_special_tokens))
+        )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self.tokenizer.encode(self._plain(text), add_special_tokens=False)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
@@ -75,9 +79,17 @@ class TransformersEngine:
     def chat_tokens(self, prompt: str) -> list[int]:
         """Token ids of the user message in the model's chat template, up to the reply."""
         encoded = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True
+            [{"role": "user", "content": self._plain(prompt)}],
+            add_generation_prompt=True,
+            return_dict=True,
         )
         return list(encoded["input_ids"])
+
+    def _plain(self, text: str) -> str:
+        """`text` without the names of control tokens: ads and queries must not end our turn."""
+        while self._control.search(text):
+            text = self._control.sub("", text)
+        return text
 
     @torch.inference_mode()
     def generate(

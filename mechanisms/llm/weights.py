@@ -100,6 +100,15 @@ def locate(name: str) -> str:
     )
 
 
+def identity(name: str) -> list[str]:
+    """What tells the weights of `name` from others: for a directory, its files, sizes and times."""
+    path = Path(name).expanduser()
+    if name in PACKAGED or not path.is_dir():
+        return [name]
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    return [name, *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
+
+
 def _silence_progress_bars() -> None:
     """Loading takes a second; transformers' bars for it would drown what we have to say."""
     from transformers.utils import logging

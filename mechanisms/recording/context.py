@@ -1,7 +1,15 @@
 """Writing replies under a prompt that names the ads, for LLMs that mention an ad when asked.
 
-A title in the text is parsed into the mention symbol and leaves both densities; all free tokens are
-scored under both prompts, and weights are against the mixture of plain and ad-naming prompts.
+In a reply to the ad-naming prompt, the first occurrence of a title is parsed into the mention
+symbol and leaves both densities; all free tokens are scored under both prompts, and weights are
+against the mixture of both. A plain reply holds no symbols: a title that the LLM happens to write
+there is prose, shows nobody, and cannot have come from the ad-naming prompt, where it would have
+been a symbol.
+
+The reference of these pools is cruder than that of guided insertion: ρ at every sentence end,
+without phrases and `Rules`, and symbols stand where the LLM put them. Weights of replies with
+mentions are therefore right up to how mentions are placed; they vanish anyway where the reference
+LLM would not write the words around the mention (see the effective sample size).
 """
 
 from __future__ import annotations
@@ -13,7 +21,7 @@ import numpy as np
 
 from mechanisms.insertion import masked_mean
 from mechanisms.llm.base import Engine, Sample
-from mechanisms.mentions import AdCopy, disarm, ends_sentence, render
+from mechanisms.mentions import AdCopy, disarm, ends_sentence, forged, render
 from mechanisms.pool import Floats, Ints
 from mechanisms.recording.design import REFERENCE_PROMPT, Design, Request, Written
 
@@ -30,11 +38,7 @@ def write_in_context(
     seed: int,
     keys: Sequence[int] | None,
 ) -> tuple[list[list[Written]], Floats, Floats]:
-    """Write M replies to each request; returns them with `log_ref` and `log_gen` (B, M).
-
-    Where the reference LLM alone would not name an ad, only the ad-naming prompt can have written
-    a reply with a mention; a plain reply may come from either.
-    """
+    """Write M replies to each request; returns them with `log_ref` and `log_gen` (B, M)."""
     plain = design.replies - design.replies // 2
     named = design.replies // 2
     prompts = {
@@ -75,17 +79,19 @@ def write_in_context(
         written.append([])
         for k, sample in enumerate(samples[b]):
             under = {name: scores[name][b][k] for name in scores}
+            condition = "reference" if k < plain else "context"
+            names = bool(_title_spans(engine.decode(sample.tokens), request.ads))
             reply, mentions, boundaries, log_context = _read_in_context(
-                engine, sample, request.ads, under, "reference" if k < plain else "context"
+                engine, sample, request.ads if k >= plain else (), under, condition
             )
             written[b].append(reply)
             rate = design.mention_rate
             symbols = mentions * np.log(rate / max(len(request.ads), 1))
             symbols += max(boundaries - mentions, 0) * np.log1p(-rate)
             log_ref[b, k] = reply.log_free + symbols
-            plain_too = mentions == 0 or not named
-            without = log_plain + reply.log_free if plain_too else -np.inf
-            log_gen[b, k] = np.logaddexp(without, log_named + log_context)
+            by_plain = log_plain + reply.log_free if mentions == 0 else -np.inf
+            by_named = log_named + log_context if k >= plain or not names else -np.inf
+            log_gen[b, k] = np.logaddexp(by_plain, by_named)
     return written, log_ref, log_gen
 
 
@@ -103,15 +109,17 @@ def _read_in_context(
     text, ends = _token_ends(engine, sample.tokens)
     spans = _title_spans(text, ads)
     free = np.ones(len(sample.tokens), dtype=bool)
-    pieces, at, native = [], 0, {}
+    pieces, at, native, raw = [], 0, {}, []
     for ad, start, stop in spans:
         first = int(np.searchsorted(ends, start, side="right"))
         last = int(np.searchsorted(ends, stop, side="left")) + 1
         free[first:last] = False
         native[ad] = masked_mean(under["reference"], first, min(last + 16, len(free)))
-        pieces += [disarm(text[at:start]), render(ads[ad])]
+        raw.append(text[at:start])
+        pieces += [disarm(raw[-1]), render(ads[ad])]
         at = stop
-    pieces.append(disarm(text[at:]))
+    raw.append(text[at:])
+    pieces.append(disarm(raw[-1]))
     shown = "".join(pieces).strip()
     starts = np.append(0, ends)[:-1]
     boundaries = sum(
@@ -126,6 +134,7 @@ def _read_in_context(
         fluency=masked_mean(under["reference"][free], 0, len(free)),
         nativeness=native,
         tokens=len(sample.tokens),
+        forged=sum(map(forged, raw)),
     )
     return reply, len(spans), boundaries, float(under["context"][free].sum())
 

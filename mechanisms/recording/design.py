@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -110,10 +111,14 @@ class Features:
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """What users do with replies: `ctr` (B, M, n) and satisfaction `quality` (B, M) in [0, 1]."""
+    """What users do with replies: `ctr` (B, M, n) and satisfaction `quality` (B, M) in [0, 1].
+
+    `provenance` says how they were arrived at; it goes into the pool's manifest.
+    """
 
     ctr: Floats
     quality: Floats
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 Users = Callable[[Sequence[Request], Features], Judgement]
@@ -121,7 +126,18 @@ Users = Callable[[Sequence[Request], Features], Judgement]
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """One reply: its text, its densities, and the token spans of its mentions."""
+    """One reply as it was written.
+
+    Attributes:
+        text: as shown, mentions rendered.
+        condition: the condition it was written under.
+        log_free: log-probability of its free tokens under the reference LLM, in nats.
+        fluency: the same per free token.
+        nativeness: by ad mentioned, see `Features`.
+        tokens: tokens written, mentions included.
+        forged: attempts of the LLM at a mention of its own; taken apart in `text`.
+        events: by decision, see `mechanisms.insertion`.
+    """
 
     text: str
     condition: str
@@ -129,4 +145,5 @@ class Written:
     fluency: float
     nativeness: dict[int, float]
     tokens: int
+    forged: int = 0
     events: Sequence[int] = ()

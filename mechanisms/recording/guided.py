@@ -15,7 +15,7 @@ from mechanisms.insertion import (
     reference_policy,
 )
 from mechanisms.llm.base import Engine, Sample
-from mechanisms.mentions import AdCopy, disarm, ends_sentence, render
+from mechanisms.mentions import AdCopy, disarm, ends_sentence, forged, render
 from mechanisms.pool import Floats, Ints
 from mechanisms.recording.design import REFERENCE_PROMPT, Design, Request, Written
 
@@ -42,7 +42,7 @@ def write_guided(
     samples = engine.generate(
         [REFERENCE_PROMPT.format(query=request.query) for request in requests],
         design.replies,
-        max_new_tokens=design.rules.max_tokens,
+        max_new_tokens=guide.max_new_tokens,
         temperature=design.temperature,
         seed=seed,
         guide=guide,
@@ -76,19 +76,23 @@ def _read_guided(
     """Turn tokens into the text shown: mentions rendered, an unfinished last sentence cut off."""
     draft = guide.drafts[key]
     end = len(sample.tokens)
-    cut_short = not sample.ended and draft.last_boundary and draft.last_boundary < end
-    if cut_short and end >= guide.rules.max_tokens:
+    mentioned = max((m.start + m.length for m in draft.mentions), default=0)
+    # A reply may also end right behind a mention, which would leave "You could try this,".
+    unfinished = draft.broken_off or end - mentioned <= 2
+    if unfinished and draft.last_boundary:
         end = draft.last_boundary
-    pieces, at, native = [], 0, {}
+    pieces, at, native, raw = [], 0, {}, []
     for ad, phrase, start, length in draft.mentions:
         if start + length > end:
             break
-        pieces.append(disarm(engine.decode(sample.tokens[at:start])))
+        raw.append(engine.decode(sample.tokens[at:start]))
+        pieces.append(disarm(raw[-1]))
         pieces.append(phrase_mention(PHRASES[phrase], ads[ad], render(ads[ad])))
         at = start + length
         finish = _next_boundary(engine, sample.tokens, at, end)
         native[ad] = masked_mean(sample.log_probs, start, finish)
-    pieces.append(disarm(engine.decode(sample.tokens[at:end])))
+    raw.append(engine.decode(sample.tokens[at:end]))
+    pieces.append(disarm(raw[-1]))
     free = ~sample.forced
     return Written(
         text="".join(pieces).strip(),
@@ -97,6 +101,7 @@ def _read_guided(
         fluency=float(sample.log_probs[free].mean()),
         nativeness=native,
         tokens=len(sample.tokens),
+        forged=sum(map(forged, raw)),
         events=events.tolist(),
     )
 

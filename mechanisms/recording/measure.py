@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from mechanisms.mentions import MENTION, ends_sentence, parse
+from mechanisms.mentions import ends_sentence, parse, without_mentions
 from mechanisms.pool import Floats
 from mechanisms.recording.design import Features, Request, Written
 
@@ -23,16 +23,14 @@ def measure(requests: Sequence[Request], written: list[list[Written]]) -> Featur
     for b, request in enumerate(requests):
         for j, reply in enumerate(written[b]):
             parsed = parse(reply.text, request.ads)
-            malformed[b, j] = parsed.malformed
-            bare = MENTION.sub(lambda match: match["title"], reply.text)
+            malformed[b, j] = parsed.malformed + reply.forged
+            bare = without_mentions(reply.text)
             sentences[b, j] = max(count_sentences(bare), 1)
             complete[b, j] = ends_sentence(bare)
             for ad, (start, _) in zip(parsed.ads, parsed.spans, strict=True):
                 exposure[b, j, ad] = True
                 nativeness[b, j, ad] = reply.nativeness.get(ad, 0.0)
-                place[b, j, ad] = count_sentences(
-                    MENTION.sub(lambda match: match["title"], reply.text[:start])
-                )
+                place[b, j, ad] = count_sentences(without_mentions(reply.text[:start]))
     return Features(
         text=[reply.text for row in written for reply in row],
         exposure=exposure,
@@ -46,7 +44,7 @@ def measure(requests: Sequence[Request], written: list[list[Written]]) -> Featur
 
 
 def count_sentences(text: str) -> int:
-    """Sentences that end in `text`, by the same rule by which replies are written."""
+    """Sentences that end in `text`, by the rule by which replies are written."""
     stops = (match.end() for match in re.finditer(r"[.!?]+[\"')\]”’]*", text))
     return sum(ends_sentence(text[:stop]) for stop in stops)
 

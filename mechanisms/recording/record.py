@@ -73,6 +73,7 @@ def record(
         design=asdict(design),
         seed=seed,
         prompt=REFERENCE_PROMPT,
+        users=dict(judged.provenance),
         tokens=int(sum(reply.tokens for row in written for reply in row)),
         writing=describe(pool),
     )
@@ -88,12 +89,16 @@ def describe(pool: ReplyPool) -> dict[str, float]:
     """Share of replies with a mention, ads per reply, malformed share, and effective sample size.
 
     `reference_mention_rate` weighs replies by their importance weights: it is what the reference
-    policy itself would show.
+    policy itself would show, and the weight that replies with ads carry. The effective sample size
+    is given for all replies of a request, and among those that show an ad (0 where none does).
     """
     ess = pool.effective_sample_size
     weights = np.exp(pool.log_weights - pool.log_weights.max(1, keepdims=True))
     weights /= weights.sum(1, keepdims=True)
     shown = pool.exposure.sum(2)
+    with_ads = weights * (shown > 0)
+    squares = np.maximum((with_ads**2).sum(1), np.finfo(np.float64).tiny)
+    ess_of_ads = with_ads.sum(1) ** 2 / squares
     return {
         "mention_rate": float((shown > 0).mean()),
         "reference_mention_rate": float((weights * (shown > 0)).sum(1).mean()),
@@ -101,4 +106,6 @@ def describe(pool: ReplyPool) -> dict[str, float]:
         "malformed_rate": float((pool.malformed > 0).mean()),
         "effective_sample_size_min": float(ess.min()),
         "effective_sample_size_median": float(np.median(ess)),
+        "effective_sample_size_of_ads_min": float(ess_of_ads.min()),
+        "effective_sample_size_of_ads_median": float(np.median(ess_of_ads)),
     }

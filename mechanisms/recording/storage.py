@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -31,13 +32,16 @@ _DAMAGE = (OSError, AttributeError, KeyError, TypeError, ValueError)  # BadInput
 def save_pool(pool: ReplyPool, folder: str | Path) -> Path:
     """Write `pool` into `folder` in one step: it is there whole, or not at all.
 
-    A pool that is already there is replaced only after the new one is complete.
+    A pool that is already there stays if it is the same, and else is replaced only after the new
+    one is complete.
 
     Raises:
         BadInput: `folder` is a file, or holds anything that is no part of a pool.
     """
     folder = Path(folder)
     _refuse_what_is_no_pool(folder)
+    if _holds(folder, pool.content_hash):
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     B, M, n = pool.shape
     replies = pool.replies
@@ -117,6 +121,13 @@ def _read(folder: Path, manifest: dict[str, Any]) -> ReplyPool:
     )
 
 
+def _holds(folder: Path, content_hash: str) -> bool:
+    try:
+        return load_pool(folder).content_hash == content_hash
+    except BadInput:
+        return False
+
+
 def _refuse_what_is_no_pool(folder: Path) -> None:
     try:
         foreign = set(os.listdir(folder)).difference(_FILES)
@@ -135,17 +146,19 @@ def _swap(new: Path, folder: Path) -> None:
 
     `folder` is whole at any time that it is there, also while others do the same.
     """
-    while True:
-        try:
-            new.rename(folder)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        with contextlib.suppress(FileNotFoundError):  # another process moved it aside
-            folder.rename(aside / "old")
-        shutil.rmtree(aside, ignore_errors=True)
+    trash = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        for attempt in itertools.count():
+            try:
+                new.rename(folder)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            with contextlib.suppress(FileNotFoundError):  # another process moved it away
+                folder.rename(trash / str(attempt))
+    finally:
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def _lists(name: str, rows: np.ndarray) -> pl.Series:
