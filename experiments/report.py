@@ -21,7 +21,7 @@ import yaml
 
 from experiments.plots import CAPTIONS, OBJECTIVES
 from experiments.samples import SampleReply
-from experiments.tables import best_means, by_advertiser
+from experiments.tables import best_means, by_advertiser, unbounded
 from market.result import Result
 from mechanisms.pool import ReplyPool
 
@@ -50,6 +50,7 @@ class Cell:
     high: float | None = None
     best: float | None = None
     converged: bool = True
+    unbounded: int = 0
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,8 @@ def _cell(
         return Cell(None)
     reference = best_means(best, label, kind) if best is not None else None
     settled = reference is None or label not in unsettled(best)
-    return Cell(found["mean"], found["low"], found["high"], reference, settled)
+    open_ended = unbounded(best, label, kind) if best is not None else 0
+    return Cell(found["mean"], found["low"], found["high"], reference, settled, open_ended)
 
 
 def _beside(cell: Cell) -> str:
@@ -285,6 +287,11 @@ def _beside(cell: Cell) -> str:
         return ""
     if not cell.converged:
         return " (best response did not converge)"
+    if cell.unbounded:
+        return (
+            f" (best response {number(cell.best)} without {cell.unbounded} whose target never "
+            "binds: for them higher is always better, and they sit at the cap)"
+        )
     return f" (best response {number(cell.best)})"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from experiments.best_response import NEVER_SHOWN
+from experiments.best_response import NEVER_SHOWN, NOT_BINDING
 from market.result import TAIL, interval
 from mechanisms.pool import Floats, Ints
 
@@ -55,14 +55,24 @@ def by_advertiser(advertisers: pl.DataFrame) -> pl.DataFrame:
 
 
 def best_means(best: pl.DataFrame, label: str, kind: str) -> float | None:
-    """Mean over advertisers of the best bid relative to truthful; None where there is none."""
+    """Mean over advertisers of the best bid relative to truthful; None where there is none.
+
+    Left out are advertisers that are never shown, and those with no finite best bid (`unbounded`).
+    """
     column = "bid_over_value" if kind == "utility" else "bid_over_target"
     ours = best.filter(
         (pl.col("mechanism") == label)
         & (pl.col("objective") == kind)
         & ~pl.col("note").str.starts_with(NEVER_SHOWN)
+        & ~pl.col("note").str.contains(NOT_BINDING, literal=True)
     )
     return ours[column].mean() if ours.height else None
+
+
+def unbounded(best: pl.DataFrame, label: str, kind: str) -> int:
+    """Advertisers whose target never binds, so that higher is always better."""
+    ours = (pl.col("mechanism") == label) & (pl.col("objective") == kind)
+    return best.filter(ours & pl.col("note").str.contains(NOT_BINDING, literal=True)).height
 
 
 def last_quarter(frame: pl.DataFrame) -> pl.DataFrame:

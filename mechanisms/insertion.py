@@ -10,9 +10,8 @@ Policies differ only in their rates and shares at the decisions, so the free tok
 ratio: importance weights are exact, whatever the model and its dtype. When a decision is offered,
 and when a reply ends (`Rules`), depends on what is written so far, never on the policy.
 
-Densities are of what was drafted. The reader sees the draft up to its last finished sentence, a
-function of it: a mention that is cut off with an unfinished sentence is in the density, not in the
-text, and exposes nobody.
+Densities are of what was drafted. The reader sees a function of it: a draft that broke off in the
+middle of a sentence is shown up to its last finished sentence or mention.
 """
 
 from __future__ import annotations

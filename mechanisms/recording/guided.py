@@ -15,7 +15,7 @@ from mechanisms.insertion import (
     reference_policy,
 )
 from mechanisms.llm.base import Engine, Sample
-from mechanisms.mentions import AdCopy, disarm, ends_sentence, forged, render
+from mechanisms.mentions import AdCopy, disarm, ends_sentence, forged, render, without_mentions
 from mechanisms.pool import Floats, Ints
 from mechanisms.recording.design import REFERENCE_PROMPT, Design, Request, Written
 
@@ -73,18 +73,20 @@ def _read_guided(
     condition: str,
     events: Ints,
 ) -> Written:
-    """Turn tokens into the text shown: mentions rendered, an unfinished last sentence cut off."""
+    """Turn tokens into the text shown: mentions rendered, an unfinished last sentence cut off.
+
+    It is cut back to the last sentence end or mention, whichever is later, so that whatever was
+    inserted is shown; a reply with neither is shown up to its last clause.
+    """
     draft = guide.drafts[key]
     end = len(sample.tokens)
     mentioned = max((m.start + m.length for m in draft.mentions), default=0)
     # A reply may also end right behind a mention, which would leave "You could try this,".
-    unfinished = draft.broken_off or end - mentioned <= 2
-    if unfinished and draft.last_boundary:
-        end = draft.last_boundary
+    unfinished = draft.broken_off or (mentioned and end - mentioned <= 2)
+    if unfinished:
+        end = max(draft.last_boundary, mentioned) or end
     pieces, at, native, raw = [], 0, {}, []
     for ad, phrase, start, length in draft.mentions:
-        if start + length > end:
-            break
         raw.append(engine.decode(sample.tokens[at:start]))
         pieces.append(disarm(raw[-1]))
         pieces.append(phrase_mention(PHRASES[phrase], ads[ad], render(ads[ad])))
@@ -93,9 +95,10 @@ def _read_guided(
         native[ad] = masked_mean(sample.log_probs, start, finish)
     raw.append(engine.decode(sample.tokens[at:end]))
     pieces.append(disarm(raw[-1]))
+    text = "".join(pieces).strip()
     free = ~sample.forced
     return Written(
-        text="".join(pieces).strip(),
+        text=close(text) if unfinished else text,
         condition=condition,
         log_free=float(sample.log_probs[free].sum()),
         fluency=float(sample.log_probs[free].mean()),
@@ -104,6 +107,16 @@ def _read_guided(
         forged=sum(map(forged, raw)),
         events=events.tolist(),
     )
+
+
+def close(text: str) -> str:
+    """End a text that was broken off: as it stands, behind its last mention, or at a clause."""
+    if ends_sentence(without_mentions(text)):
+        return text
+    if text.endswith(","):
+        return text[:-1] + "."
+    clause = max(text.rfind(mark) for mark in (", ", "; ", ": "))
+    return text[:clause] + "." if clause > 0 else text
 
 
 def _next_boundary(engine: Engine, tokens: Ints, start: int, end: int) -> int:
