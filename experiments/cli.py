@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -107,6 +108,8 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Entry point of the console command."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("mechanisms").setLevel(logging.INFO)
     warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
     # A market checks its weights every round; once is enough.
     warnings.simplefilter("once", LowEffectiveSampleSize)

@@ -39,6 +39,9 @@ CONTENTS = (
     "advertisers.parquet",
     "best_responses.parquet",
     "figures",
+    "figures/advertisers.png",
+    "figures/bids.png",
+    "figures/market.png",
     "manifest.json",
     "report.html",
     "rounds.parquet",
@@ -129,7 +132,9 @@ def check_folder(scenario: Scenario, seed: int, folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-"):
-            there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+            there = [path.name for path in folder.iterdir()] if folder.exists() else []
+            if (folder / "figures").is_dir():
+                there += [f"figures/{path.name}" for path in (folder / "figures").iterdir()]
     except OSError as error:
         raise BadInput(
             f"--out {folder}: cannot be written ({error.strerror}); choose another folder"

@@ -28,7 +28,7 @@ from mechanisms.recording.context import CONTEXT_PROMPT
 from mechanisms.recording.design import REFERENCE_PROMPT
 from mechanisms.recording.record import with_manifest
 
-RECIPE = 6
+RECIPE = 7
 """Raise when the same key would be recorded differently, so that old pools are not reused."""
 QUERIES, USERS, SYNTHETIC = 1, 2, 3
 

@@ -63,7 +63,7 @@ class Rules:
     sentences: int = 3
     mentions: int = 2
     max_tokens: int = 96
-    room: int = 24
+    room: int = 8
     loop: int = 6
 
     @property
@@ -185,7 +185,8 @@ class GuidedInsertion:
         longest = max(
             (len(tokens) for ads in self.mention_tokens for ad in ads for tokens in ad), default=0
         )
-        self.max_new_tokens = rules.max_tokens + rules.mentions * longest
+        # One more than can be written: replies end by the rules, not where the engine stops.
+        self.max_new_tokens = rules.max_tokens + rules.mentions * longest + 1
         self.drafts = {
             (p, k): _Draft(np.random.default_rng([seed, keys[p], k, 1]))
             for p, each in enumerate(policies)
@@ -211,7 +212,7 @@ class GuidedInsertion:
     ) -> Sequence[int] | str:
         rules = self.rules
         done = draft.sentences >= rules.sentences or free >= rules.max_tokens
-        room = free + rules.room <= rules.max_tokens
+        room = free + max(rules.room, 1) <= rules.max_tokens
         mentioned = [mention.ad for mention in draft.mentions]
         used_up = len(mentioned) >= min(rules.mentions, len(self.mention_tokens[prompt]))
         if len(draft.events) == rules.decisions or used_up or not room:

@@ -1,7 +1,10 @@
 """End to end with the real small LLM (smollm2-135m) and text encoder, on the bundled catalog.
 
-Fetches both models once; skipped only where they are neither cached nor to be had.
+Fetches both models once; skipped only where they are neither cached nor to be had, and not even
+there on CI. Pools are recorded afresh: one from an older version would hide a change.
 """
+
+import os
 
 import numpy as np
 import polars as pl
@@ -35,7 +38,18 @@ def models():
         try:
             weights.locate(name)
         except BadInput as error:
-            pytest.skip(f"smollm2-135m and its encoder are not to be had: {error}")
+            message = f"smollm2-135m and its encoder are not to be had: {error}"
+            if os.environ.get("CI"):
+                pytest.fail(message)
+            pytest.skip(message)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_old_pools(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("market.environment.cache_dir", lambda: folder)
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +58,12 @@ def scenario():
 
 
 @pytest.fixture(scope="module")
-def pool(scenario):
-    return make_pool(scenario)
+def pool(scenario, no_old_pools):
+    said = []
+    recorded = make_pool(scenario, said.append)
+    assert not any("reusing" in line for line in said)
+    assert len(list((no_old_pools / "pools").iterdir())) == 1
+    return recorded
 
 
 def test_replies_are_text_with_ads_and_healthy_weights(pool):
@@ -57,12 +75,25 @@ def test_replies_are_text_with_ads_and_healthy_weights(pool):
     marked = [bool(MENTION.search(text)) for text in pool.replies["text"]]
     assert np.array_equal(np.array(marked).reshape(3, 20), pool.exposure.any(2))
     assert ((pool.ctr > 0) == pool.exposure).all()
+    assert (pool.malformed == 0).all()
+    assert pool.replies["complete"].mean() > 0.9
+    free = (pool.replies["log_free"] / pool.replies["fluency"]).to_numpy().round()
+    assert free.max() <= SMALL["replies"]["max_tokens"]
 
 
 def test_every_ad_has_replies_that_show_it_alone_and_some_show_none(pool):
     alone = (pool.exposure.sum(2, keepdims=True) == 1) & pool.exposure
     assert alone.any(1).all()
     assert (~pool.exposure.any(2)).any(1).all()
+    events = np.array(pool.replies["events"].to_list()).reshape(3, 20, -1)
+    inserted = (events[..., None] == np.arange(3)).any(2)
+    assert np.array_equal(pool.exposure, inserted)
+    condition = np.array(pool.replies["condition"].to_list()).reshape(3, 20)
+    assert not pool.exposure[condition == "reference"].any()
+    for i in range(3):
+        single = pool.exposure[condition == f"single:{i}"]
+        assert single[:, i].mean() > 0.6  # all that come to a second decision
+        assert not np.delete(single, i, axis=1).any()
 
 
 def test_recording_again_gives_the_same_pool_and_the_cache_is_used(scenario, pool, monkeypatch):

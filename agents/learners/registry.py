@@ -63,5 +63,5 @@ def check_learner(name: str, parameters: dict[str, Any]) -> None:
         LEARNERS[name](anyone, 1, np.random.default_rng(0), **parameters)
     except BadInput:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BadInput(f"learner {name}: bad parameters {parameters} ({error})") from None

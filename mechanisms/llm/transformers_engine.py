@@ -64,9 +64,11 @@ class TransformersEngine:
             )
         self.network.to(self.device).eval()
         self.end_token = int(self.tokenizer.eos_token_id)
-        self._control = re.compile(
-            "|".join(re.escape(token) for token in sorted(self.tokenizer.all_special_tokens))
-        )
+        # Not only those that have a role: any special token would be encoded as one.
+        added = self.tokenizer.added_tokens_decoder.values()
+        control = {token.content for token in added if token.special}
+        control.update(self.tokenizer.all_special_tokens)
+        self._control = re.compile("|".join(map(re.escape, sorted(control))))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens."""

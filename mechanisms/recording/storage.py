@@ -69,7 +69,7 @@ def save_pool(pool: ReplyPool, folder: str | Path) -> Path:
         text = json.dumps(manifest, indent=2, sort_keys=True)
         (scratch / "manifest.json").write_text(text + "\n", encoding="utf-8")
         os.chmod(scratch, 0o755)
-        _swap(scratch, folder)
+        _swap(scratch, folder, pool.content_hash)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
@@ -141,10 +141,11 @@ def _refuse_what_is_no_pool(folder: Path) -> None:
         )
 
 
-def _swap(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`, whether that is there or not.
+def _swap(new: Path, folder: Path, content_hash: str) -> None:
+    """Put `new` in the place of `folder`, unless that holds the same pool by now.
 
-    `folder` is whole at any time that it is there, also while others do the same.
+    `folder` is whole at any time that it is there, also while others do the same; processes that
+    save the same pool never take it away from each other.
     """
     trash = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
@@ -155,6 +156,8 @@ def _swap(new: Path, folder: Path) -> None:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
+            if _holds(folder, content_hash):  # another process was faster
+                return
             with contextlib.suppress(FileNotFoundError):  # another process moved it away
                 folder.rename(trash / str(attempt))
     finally:

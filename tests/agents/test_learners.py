@@ -74,13 +74,27 @@ def test_truthful_and_shading_are_exact():
         ("hedge", {"max_multiple": float("nan")}, "max_multiple"),
         ("pacing", {"step": 0}, "step"),
         ("pacing", {"max_multiple": 0.5}, "max_multiple"),
-        ("pacing", {"start": 9.0}, "start"),
+        ("pacing", {"start": 10.1}, "start"),
+        ("hedge", {"grid_size": "abc"}, "hedge: bad parameters.*abc"),
+        ("hedge", {"grid_size": float("inf")}, "hedge: bad parameters.*inf"),
+        ("pacing", {"step": None}, "pacing: bad parameters.*None"),
         ("pacing", {"signal": "loud"}, "expected, realised"),
     ],
 )
 def test_bad_names_and_parameters_are_refused(name, parameters, message):
     with pytest.raises(BadInput, match=message):
         learner_of(name, people(), **parameters)
+
+
+def test_value_maximizers_may_go_up_to_ten_times_truthful():
+    pacing = learner_of("pacing", people(), start=10.0)
+    np.testing.assert_allclose(
+        pacing.bids(), 10 * pacing.population.truthful_bids[None].repeat(R, 0)
+    )
+    pacing = learner_of("pacing", people())
+    bids, *_ = play(pacing, lambda b: smooth_market(b, 0.01), 400)
+    np.testing.assert_allclose(bids[-1], 10 * pacing.population.truthful_bids[None].repeat(R, 0))
+    assert pacing.capped.all()
 
 
 def test_hedge_needs_a_grid():

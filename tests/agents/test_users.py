@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from agents.users import BehaviouralUsers, ClickCoefficients, SatisfactionCoefficients
+from agents.users import BehaviouralUsers, ClickCoefficients, Norms, SatisfactionCoefficients
 from market.catalog import Catalog
 from mechanisms.errors import BadInput
 from mechanisms.recording import Features, Request
@@ -20,8 +20,9 @@ GEM_BENCH = Path(
     os.environ.get("ADMARKET_GEM_BENCH", Path(__file__).parents[2].parent / "shared/data/gem-bench")
 )
 quick = settings(max_examples=60, deadline=None)
-users = BehaviouralUsers(HashEncoder())
-NATIVE, SCALE = users.clicks.nativeness_mean, users.clicks.nativeness_scale
+NATIVE, SCALE, FLUENT = -9.0, 1.7, -0.4
+NORMS = Norms(NATIVE, SCALE, FLUENT, 0.15)
+users = BehaviouralUsers(HashEncoder(), norms=NORMS)
 
 
 def features(exposure, **measured):
@@ -34,7 +35,7 @@ def features(exposure, **measured):
         "nativeness": np.where(exposure, NATIVE, 0.0),
         "place": np.where(exposure, 1.0, 0.0),
         "sentences": np.full((B, M), 3.0),
-        "fluency": np.full((B, M), users.satisfaction.fluency_mean),
+        "fluency": np.full((B, M), FLUENT),
         "complete": np.ones((B, M), dtype=bool),
         "malformed": np.zeros((B, M)),
     }
@@ -45,7 +46,7 @@ def clicks(measured, to_query=0.3, to_user=0.1):
     shape = measured.exposure.shape[0], measured.exposure.shape[2]
     shown = measured.exposure.sum(2)
     return users.click_probabilities(
-        measured, np.broadcast_to(to_query, shape), np.broadcast_to(to_user, shape), shown
+        measured, NORMS, np.broadcast_to(to_query, shape), np.broadcast_to(to_user, shape), shown
     )
 
 
@@ -68,7 +69,7 @@ def test_clicks_fall_with_place():
     ctr = clicks(features(exposure, place=np.arange(6.0).reshape(1, 6, 1)))[0, :, 0]
     np.testing.assert_allclose(ctr[1:] / ctr[:-1], 0.85)
     # a mention that nobody reads past keeps its first place's clicks
-    assert ctr[0] == pytest.approx(users.attraction(0.3, 0.1, NATIVE))
+    assert ctr[0] == pytest.approx(users.attraction(0.3, 0.1, 0.0))
 
 
 def test_clicks_fall_with_the_number_of_ads():
@@ -84,11 +85,76 @@ def test_clicks_rise_with_nativeness_up_to_a_point():
     assert rises(ctr[1:6])
     assert ctr[0] == ctr[1]
     assert ctr[5] == ctr[6]
+    expected = 0.85 * users.attraction(0.3, 0.1, np.array([-2.0, -1.0, 0.0, 0.5, 2.0]))
+    np.testing.assert_allclose(ctr[1:6], expected)
+
+
+def test_log_probabilities_count_within_their_recording():
+    """Another LLM or temperature, all log-probabilities shifted and stretched: the same users."""
+    rng = np.random.default_rng(0)
+    exposure = rng.random((4, 6, 3)) < 0.6
+    native, fluent = rng.normal(NATIVE, SCALE, (4, 6, 3)), rng.normal(FLUENT, 0.1, (4, 6))
+    asked = [Request("q", f"query {b}", "u", "A user.", ADS, range(3)) for b in range(4)]
+
+    def recording(shift, stretch):
+        shown = np.where(exposure, shift + stretch * native, 0.0)
+        return features(exposure, nativeness=shown, fluency=shift + stretch * fluent)
+
+    def z(x):
+        return np.clip((x - x.mean()) / x.std(), -2, 2)
+
+    self_made = BehaviouralUsers(HashEncoder())
+    plain, other = recording(0, 1), recording(-30, 2.5)
+    ours, theirs = self_made(asked, plain), self_made(asked, other)
+    np.testing.assert_allclose(theirs.ctr, ours.ctr)
+    np.testing.assert_allclose(theirs.quality, ours.quality)
+    norms = Norms.of(plain)
+    assert norms.nativeness_mean == pytest.approx(native[exposure].mean())  # of those shown
+    assert ours.provenance["norms"] == vars(norms)
+    given = replace(users, norms=norms)
+    np.testing.assert_array_equal(given(asked, plain).ctr, ours.ctr)
+    assert np.abs(given(asked, other).ctr - ours.ctr).max() > 0.01
+    # by the words of the formula
+    to_query, to_user = (
+        self_made.relevance([r.ads for r in asked], texts)[:, None]
+        for texts in ([r.query for r in asked], [r.user for r in asked])
+    )
+    standard = np.zeros_like(native)
+    standard[exposure] = z(native[exposure])
+    others = exposure.sum(2, keepdims=True) - 1.0
+    attracted = users.attraction(to_query, to_user, standard)
+    expected = np.where(exposure, 0.85 * 0.8**others * attracted, 0)
+    np.testing.assert_allclose(ours.ctr, expected)
+    same = replace(plain, text=["same"] * 24, exposure=np.zeros_like(exposure))
+    judged = self_made(asked, same).quality
+    logits = np.log(judged / (1 - judged))
+    np.testing.assert_allclose(
+        logits - logits.mean(1, keepdims=True),
+        0.3 * (z(fluent) - z(fluent).mean(1, keepdims=True)),
+        atol=1e-9,
+    )
+
+
+def test_norms_where_nothing_varies_or_nothing_is_shown():
+    one = Norms.of(features([[[1]]]))
+    assert vars(one) == pytest.approx(
+        {"nativeness_mean": NATIVE, "nativeness_scale": 1, "fluency_mean": FLUENT}
+        | {"fluency_scale": 1}
+    )
+    assert Norms.of(features([[[0]]])).nativeness_mean == 0
+    assert Norms.of(features([[[0]]])).nativeness_scale == 1
+    none = Norms.of(features(np.zeros((2, 3, 0))))
+    assert np.isfinite(list(vars(none).values())).all()
 
 
 @quick
-@given(st.integers(0, 2**32 - 1), st.floats(-200, 0), st.floats(0, 40))
-def test_ranges(seed, log_prob, place):
+@given(
+    st.integers(0, 2**32 - 1),
+    st.floats(-200, 0),
+    st.floats(0, 40),
+    st.sampled_from([users, BehaviouralUsers(HashEncoder())]),
+)
+def test_ranges(seed, log_prob, place, users):
     """Click probabilities lie in (0, 1) where shown and are 0 elsewhere; satisfaction in [0, 1]."""
     rng = np.random.default_rng(seed)
     B, M, n = rng.integers(1, 4, 3)
@@ -117,10 +183,10 @@ def test_satisfaction():
 
     def quality(measured, to_query=0.2):
         shown = measured.exposure.sum(2)
-        return users.quality(asked, measured, np.full((1, 3), to_query), shown)[0]
+        return users.quality(asked, measured, NORMS, np.full((1, 3), to_query), shown)[0]
 
     none = np.zeros((1, 5, 3), dtype=bool)
-    fluency = users.satisfaction.fluency_mean + np.linspace(-1, 1, 5) / 10
+    fluency = FLUENT + np.linspace(-1, 1, 5) / 10
     assert rises(quality(features(none, fluency=fluency[None], **same)))
     malformed = np.arange(5.0)[None]
     assert rises(-quality(features(none, malformed=malformed, **same)))
@@ -151,7 +217,7 @@ def test_judgement_reads_query_user_and_ad():
     assert to_user[1, 0] == pytest.approx(1)
     ctr = users(asked, features(exposure)).ctr
     assert ctr[0, 0, 1] > ctr[0, 0, 0]
-    expected = 0.85 * 0.8 * users.attraction(to_query, to_user, NATIVE)
+    expected = 0.85 * 0.8 * users.attraction(to_query, to_user, 0.0)
     np.testing.assert_allclose(ctr[:, 0], expected)
 
 
@@ -162,7 +228,7 @@ def test_coefficients():
                 ClickCoefficients(**{name: wrong})
         ClickCoefficients(**{name: 1.0})
     keen = replace(users, clicks=ClickCoefficients(intercept=0.0))
-    assert keen.attraction(0, 0, NATIVE) == pytest.approx(0.5)
+    assert keen.attraction(0, 0, 0) == pytest.approx(0.5)
     generous = replace(users, satisfaction=SatisfactionCoefficients(per_ad=0.0, ad_relevance=0.0))
     asked = [Request("q", "x", "u", "y", ADS, range(3))]
     measured = features([[[1, 1, 1], [0, 0, 0]]], text=["same", "same"])
@@ -181,50 +247,65 @@ def auc(scores, labels):
 
 @pytest.fixture(scope="module")
 def judged():
-    """Attraction (P,) and label (P,) of the labelled pairs, and the query (P,) of each."""
+    """Attraction (Q, A) of every ad for every labelled query; label, −1 where there is none."""
     from mechanisms.llm.encoder import TextEncoder
 
     real = BehaviouralUsers(TextEncoder())
     catalog = Catalog.gem_bench(GEM_BENCH)
-    ads, queries = ({item.id: item for item in items} for items in (catalog.ads, catalog.queries))
-    pairs = list(catalog.relevance)
-    to_query = real.relevance(
-        [[ads[ad]] for _, ad in pairs], [queries[query].text for query, _ in pairs]
-    )[:, 0]
-    attraction = real.attraction(to_query, 0.0, real.clicks.nativeness_mean)
-    labels = np.array([catalog.relevance[pair] for pair in pairs])
-    return attraction, labels, np.array([query for query, _ in pairs])
+    asked = sorted({query for query, _ in catalog.relevance})
+    texts = {query.id: query.text for query in catalog.queries}
+    to_query = real.relevance([catalog.ads] * len(asked), [texts[query] for query in asked])
+    column = {ad.id: i for i, ad in enumerate(catalog.ads)}
+    labels = np.full(to_query.shape, -1)
+    for (query, ad), label in catalog.relevance.items():
+        labels[asked.index(query), column[ad]] = label
+    return real.attraction(to_query, 0.0, 0.0), labels
 
 
-gem_bench = [
-    pytest.mark.slow,  # embeds 1,248 ads
-    pytest.mark.skipif(not GEM_BENCH.is_dir(), reason="gem-bench data not found"),
-    needs_model("all-minilm-l6-v2"),
-]
+def mean_and_error(each):
+    return np.mean(each), np.std(each) / np.sqrt(len(each))
 
 
+@pytest.mark.slow  # embeds 1,247 ads: some 25 s on one thread
+@pytest.mark.skipif(not GEM_BENCH.is_dir(), reason="gem-bench data not found")
+@needs_model("all-minilm-l6-v2")
 class TestHumanLabels:
-    """Attraction by all-MiniLM-L6-v2 (if cached) against gem-bench's human relevance labels.
+    """Attraction by all-MiniLM-L6-v2 (if cached) against gem-bench's human relevance labels."""
 
-    Every query's products were found by a search for it, so that the labels tell hard cases apart:
-    which of twenty bone broths, or parts of pressure washers. The cosine of a query of three words
-    with an ad does that a little better than chance.
-    """
+    def test_hard_cases(self, judged, capsys):
+        """Every query's products were found by a search for it.
 
-    pytestmark = gem_bench
+        So labels tell hard cases apart: which of twenty bone broths, or parts of pressure washers.
+        The cosine of a query of three words with an ad does that somewhat better than chance;
+        across queries it compares less well.
+        """
+        attraction, labels = judged
+        known = labels >= 0
+        mean, error = mean_and_error(
+            [auc(a[k], y[k]) for a, y, k in zip(attraction, labels, known, strict=True)]
+        )
+        pooled = auc(attraction[known], labels[known])
+        with capsys.disabled():
+            print(f"\nAUC within a query {mean:.3f} ± {error:.3f} (mean of {len(labels)} queries)")
+            print(f"AUC pooled {pooled:.3f} ({known.sum()} pairs)")
+        assert len(labels) == 70
+        assert known.sum() == 1248
+        assert mean - 4 * error > 0.5
+        assert mean > 0.61
+        assert pooled > 0.56
 
-    def test_better_than_chance(self, judged):
-        attraction, labels, query = judged
-        each = [auc(attraction[query == q], labels[query == q]) for q in np.unique(query)]
-        error = np.std(each) / np.sqrt(len(each))
-        print(f"pooled AUC {auc(attraction, labels):.3f} of {len(labels)} pairs")
-        print(f"mean AUC per query {np.mean(each):.3f} ± {error:.3f} of {len(each)} queries")
-        assert len(each) == 70
-        assert np.mean(each) - 3 * error > 0.5
-        assert np.mean(each) > 0.58
-        assert auc(attraction, labels) > 0.54
-
-    @pytest.mark.xfail(strict=True, reason="the pooled AUC measured is 0.559")
-    def test_pooled_above_six_tenths(self, judged):
-        attraction, labels, _ = judged
-        assert auc(attraction, labels) > 0.6
+    def test_easy_cases(self, judged, capsys):
+        """Relevant ads against the products of other queries: what retrieval has to tell apart."""
+        attraction, labels = judged
+        mean, error = mean_and_error(
+            [
+                auc(a[y != 0], (y[y != 0] == 1).astype(int))
+                for a, y in zip(attraction, labels, strict=True)
+            ]
+        )
+        use = labels != 0
+        pooled = auc(attraction[use], (labels[use] == 1).astype(int))
+        with capsys.disabled():
+            print(f"\nAUC, products of other queries {mean:.3f} ± {error:.3f}, pooled {pooled:.3f}")
+        assert mean > 0.94
+        assert pooled > 0.95

@@ -98,7 +98,8 @@ def test_notes_say_where_the_best_bid_is_open():
     # Alone and at a high temperature, a value maximizer is charged next to nothing for its clicks.
     assert notes[0] == f"{NOT_BINDING}; budget left out"
     assert all(note.startswith(NEVER_SHOWN) for note in notes[1:])
-    np.testing.assert_allclose(frame["best_bid"], [4 / 1.01, 1, 1 / 1.01, 1])
+    np.testing.assert_allclose(frame["best_bid"], [10 / 1.01, 1, 1 / 1.01, 1])
+    assert NOT_BINDING == "ROI target does not bind up to the cap of 10 v/target"
     assert frame["roi"].is_null().to_list() == [False, True, True, True]
 
 

@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace as Record
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
 
+from experiments import run as running
 from experiments.cli import main
+from tests.experiments import small_run
 
 SCENARIO = {
     "rounds": 30,
@@ -84,6 +88,94 @@ def test_another_run_in_the_folder_is_refused_and_left_alone(
     assert code == 2
     assert "choose another folder" in err
     assert (out / "rounds.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["alone", "beside an earlier run"])
+@pytest.mark.parametrize(
+    "foreign", ["thesis.txt", ".notes", "figures.old/a.png", "figures/mine.png"]
+)
+def test_a_folder_with_a_foreign_file_is_refused_and_left_alone(
+    monkeypatch, capsys, scenario, tmp_path, earlier, foreign
+):
+    out = tmp_path / "results"
+    if earlier:
+        assert admarket(monkeypatch, capsys, "run", scenario, "--out", out)[0] == 0
+    (out / foreign).parent.mkdir(parents=True, exist_ok=True)
+    (out / foreign).write_text("years of work")
+    before = {path: path.is_file() and path.read_bytes() for path in out.rglob("*")}
+    code, printed, err = admarket(monkeypatch, capsys, "run", scenario, "--out", out)
+    assert code == 2
+    assert not printed
+    assert err.strip().splitlines() == [
+        f"admarket: --out {out} holds {foreign.removesuffix('/a.png')}, which is no part of a run; "
+        "choose another folder"
+    ]
+    assert {path: path.is_file() and path.read_bytes() for path in out.rglob("*")} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results", "small.yaml"]
+
+
+def test_a_run_is_repeated_into_its_folder(monkeypatch, capsys, scenario, tmp_path):
+    out = tmp_path / "results"
+    for _ in range(2):
+        assert admarket(monkeypatch, capsys, "run", scenario, "--out", out)[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results", "small.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "Missing command"),
+        (["fly"], "fly"),
+        (["run", "--nope"], "--nope"),
+        (["run", "--seed", "x"], "--seed"),
+        (["run", "--seed", "-1"], "--seed"),
+        (["run", "--out"], "--out"),
+        (["run", "default", "synthetic"], "synthetic"),
+        (["bench", "--replies", "0"], "--replies"),
+        (["run", "no-such-scenario"], "no-such-scenario"),
+        (["run", "synthetic", "--catalog", "x"], "synthetic replies, drop it"),
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_are_one_line_and_exit_code_2(monkeypatch, capsys, arguments, expected):
+    code, printed, err = admarket(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert not printed
+    (line,) = err.strip().splitlines()
+    assert line.startswith("admarket: ")
+    assert expected in line
+
+
+def test_help_is_no_error(monkeypatch, capsys):
+    for arguments in (["--help"], ["run", "--help"]):
+        code, printed, err = admarket(monkeypatch, capsys, *arguments)
+        assert code == 0
+        assert "Usage" in printed
+        assert not err
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_a_few_rounds_on_recorded_replies(monkeypatch, capsys, tmp_path, rounds):
+    """The last quarter of a short run is its last round, for samples as for the summary."""
+    path, out = tmp_path / "short.yaml", tmp_path / "results"
+    population = [
+        {"objective": "utility", "count": 3, "learner": "hedge"},
+        {"objective": "value", "count": 3, "target_roi": 1.5, "learner": "pacing"},
+    ]
+    change = {"rounds": rounds, "replies": {"source": "recorded"}, "population": population}
+    path.write_text(yaml.safe_dump({**SCENARIO, **change}))
+    monkeypatch.setattr(running, "make_pool", lambda *_: small_run.pool())
+    code, _, err = admarket(monkeypatch, capsys, "run", path, "--out", out)
+    assert code == 0, err
+    people = pl.read_parquet(out / "advertisers.parquet")
+    assert people["round"].max() == rounds - 1
+    page = (out / "report.html").read_text()
+    assert "Hello." in page  # the words of a sample reply
+    for (name,), frame in people.group_by("mechanism"):
+        ours = frame.filter(pl.col("round") == rounds - 1)
+        ours = ours.group_by("advertiser").agg(pl.col("bid").mean()).sort("advertiser")
+        settled = running.settled_bids(Record(advertisers=frame))
+        np.testing.assert_allclose(settled, ours["bid"], err_msg=name)
 
 
 @pytest.mark.parametrize(

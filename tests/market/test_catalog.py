@@ -1,5 +1,6 @@
 """The catalog: bundled content, loaders, neutralised advertisers' data, one-line refusals."""
 
+import html
 import json
 import os
 import pickle
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from market.catalog import Ad, Catalog, Query, UserProfile
 from market.errors import BadInput
-from market.text import short_title
+from market.text import neutral, plain, short_title
 
 GEM_BENCH = Path(
     os.environ.get("ADMARKET_GEM_BENCH", Path(__file__).parents[2].parent / "shared/data/gem-bench")
@@ -96,7 +97,7 @@ def test_bundled_files_need_no_neutralising():
 # --- advertisers' data is neutralised ---
 
 
-@given(title=st.text(max_size=40), text=st.text(max_size=40))
+@given(title=st.text(max_size=40) | st.text("ab\u0301 @😀", min_size=70), text=st.text(max_size=40))
 @example(title="@Rival@[Ad-2]", text="buy @Rival@[Ad-2]\nnow")
 @example(title="＠Rival＠［Ad-2］", text="﹫")
 @example(title='"\u201d\u200b', text="")
@@ -114,6 +115,7 @@ def test_any_title_loads_clean_or_is_refused(title, text):
         assert line == " ".join(line.split())
         line.encode()  # can be written to a file
     assert '"' not in ad.title
+    assert len(ad.title) <= 80
     assert Ad("Ad-1", ad.title, ad.text, "beds") == ad  # nothing is left to neutralise
 
 
@@ -125,6 +127,12 @@ def test_any_title_loads_clean_or_is_refused(title, text):
         ('The "Best"\n Bed\t', "The Best Bed"),
         ("Cloud\u200bRest", "CloudRest"),
         ("［New］ Café ½ & Söhne’s", "New Café ½ & Söhne’s"),
+        ("x" * 80, "x" * 80),
+        ("x" * 81, "x" * 80),
+        ("four " * 16, ("four " * 16).strip()),
+        ("four " * 15 + "to end", "four " * 15 + "to"),  # at the end of a word
+        ("four " * 15 + "fives is", "four " * 15 + "fives"),
+        ("[" * 50 + "Cloud " + "x" * 90, "Cloud"),  # what is left out does not count
     ],
 )
 def test_titles_neutralised(raw, clean):
@@ -146,6 +154,7 @@ def test_any_tagline_loads_clean(tagline):
     assert '"' not in ad.tagline
     assert ad.tagline == " ".join(ad.tagline.split())
     assert len(ad.tagline.split()) <= 12
+    assert len(ad.tagline) <= 80
     ad.tagline.encode()  # can be written to a file
     assert Ad("Ad-1", "CloudRest", "", "beds", ad.tagline) == ad  # nothing is left to neutralise
 
@@ -158,6 +167,8 @@ def test_any_tagline_loads_clean(tagline):
         ('a "soft" bed\u2026\n', "a soft bed"),
         ("one-pan dinners & children's tea", "one-pan dinners & children's tea"),
         ("word " * 30, " ".join(["word"] * 12)),
+        ("sixteen " * 30, "sixteen " * 9 + "sixteen"),
+        ("x" * 100, "x" * 80),
         ("(...)", ""),
     ],
 )
@@ -362,9 +373,9 @@ def small_gem_bench(tmp_path):
 def test_gem_bench_format(small_gem_bench):
     catalog = Catalog.load(small_gem_bench)
     assert catalog.ads == (
-        Ad("Ad-7", "Oak Bed 7", "A solid bed & frame.", "cluster-2"),
-        Ad("Ad-8", "oak bed 8", "word " * 20 + "end.", "cluster-2"),
-        Ad("Ad-9", "Tea Pot", "Tea Pot", "cluster-3"),
+        Ad("Ad-7", "Oak Bed 7", 'Oak Bed, 55" H. A solid bed & frame.', "cluster-2"),
+        Ad("Ad-8", "oak bed 8", "oak bed | Pine. " + "word " * 20 + "end.", "cluster-2"),
+        Ad("Ad-9", "Tea Pot", "Tea Pot.", "cluster-3"),
     )
     assert catalog.queries == (
         Query("Query-5", "nani's bed", "cluster-2"),
@@ -401,9 +412,16 @@ def test_gem_bench_itself():
     assert len(catalog.queries) == 70 + 60
     assert len(catalog.relevance) == 1248  # 1251 lines, three of them repeated
     assert sum(catalog.relevance.values()) == 320
+    rows = (GEM_BENCH / "products.tsv").read_text(encoding="utf-8-sig").split("\n")
+    products = dict(row.split("\t")[:2] for row in rows[1:] if row.strip())
     for ad in catalog.ads:
         assert len(ad.title.split()) <= 9
-        assert 1 <= len(ad.text.split()) <= 40
+        assert len(ad.title) <= 80
+        # The whole title, of which `title` is a part, and then at most 40 words.
+        full = products[ad.id.removeprefix("Ad-")].strip('"').replace('""', '"')
+        full = neutral(plain(html.unescape(full)))
+        assert ad.text.startswith(full)
+        assert len(ad.text.removeprefix(full).split()) <= 41
         assert "&amp;" not in ad.text
         assert ad.tagline == ""
     queries = {query.id: query for query in catalog.queries}

@@ -172,11 +172,25 @@ def test_budgets_are_never_overspent_and_the_broke_bid_nothing():
 
 def test_learners_bid_as_theory_says():
     """Under Rochet payments UMs stay truthful and VMs bid above v / tau_roi; ROI is met."""
-    model = MarketModel(make_scenario(rounds=600, replications=2), 0)
-    kinds = model.run().summary["mosaic"]["objectives"]
-    assert kinds["utility"]["bid_over_value"]["mean"] == pytest.approx(1, abs=0.05)
-    assert kinds["value"]["bid_over_truthful"]["low"] > 1.05
-    assert kinds["value"]["roi_over_target"]["mean"] == pytest.approx(1, abs=0.05)
+    for vm_learner in ("hedge", "pacing"):
+        learners = ["hedge", vm_learner, "hedge", vm_learner, "hedge"]
+        result = MarketModel(make_scenario(rounds=600, replications=2, learners=learners), 0).run()
+        kinds = result.summary["mosaic"]["objectives"]
+        assert kinds["utility"]["bid_over_value"]["mean"] == pytest.approx(1, abs=0.05)
+        assert kinds["value"]["roi_over_target"]["mean"] == pytest.approx(1, abs=0.05)
+        # Each of them, in every replication: two are too few for a t-interval.
+        late = result.advertisers.filter(
+            (pl.col("objective") == "value") & (pl.col("round") >= 450)
+        )
+        overbid = late.group_by("replication", "advertiser").agg(
+            (pl.col("bid") * 1.5 / pl.col("value")).mean()
+        )
+        assert overbid.height == 2 * 2
+        assert overbid["bid"].min() > 1.5
+        low = kinds["value"]["bid_over_truthful"]["low"]
+        means = overbid.group_by("advertiser").agg(pl.col("bid").mean())["bid"].to_numpy()
+        half = 12.7062 * np.ptp(means) / 2  # Student's t with one degree of freedom
+        assert low == pytest.approx(means.mean() - half, rel=1e-4)
     model = MarketModel(make_scenario(rounds=600, replications=2, mechanism="first-price"), 0)
     kinds = model.run().summary["first-price"]["objectives"]
     assert kinds["utility"]["bid_over_value"]["high"] < 0.9
@@ -231,6 +245,23 @@ def test_batch_run_and_data_collector():
     assert {"bid_over_value", "utility", "spend", "roi", "welfare", "user_satisfaction"} <= set(
         there[0]
     )
+
+
+def test_batch_run_over_seeds_gives_different_runs():
+    scenario = make_scenario(rounds=5)
+    parameters = {"scenario": [scenario], "seed": [0, 1, 2], "collect_every": 1}
+    rows = mesa.batch_run(
+        MarketModel, parameters=parameters, data_collection_period=1, display_progress=False
+    )
+    series = {}
+    for row in rows:
+        series.setdefault(row["seed"], {})[row["Step"]] = row["revenue"]
+    assert sorted(series) == [0, 1, 2]
+    assert len({tuple(steps.values()) for steps in series.values()}) == 3
+    for seed, steps in series.items():
+        rounds = MarketModel(make_scenario(rounds=5), seed).run().rounds
+        expected = rounds.group_by("round").agg(pl.col("revenue").mean()).sort("round")
+        assert list(steps.values()) == pytest.approx(expected["revenue"].to_list())
 
 
 def test_batch_run_without_collecting_reports_the_last_round():

@@ -75,6 +75,46 @@ BAD = {
         changed(population=[{"objective": "utility", "count": 4, "learner": "oracle"}]),
         "oracle",
     ),
+    "words for a learner's number": (
+        changed(
+            population=[
+                {
+                    "objective": "utility",
+                    "count": 4,
+                    "learner": {"name": "hedge", "parameters": {"grid_size": "abc"}},
+                }
+            ]
+        ),
+        "learner hedge: bad parameters {'grid_size': 'abc'}",
+    ),
+    "infinity for a learner's number": (
+        changed(
+            population=[
+                {
+                    "objective": "utility",
+                    "count": 4,
+                    "learner": {"name": "hedge", "parameters": {"grid_size": float("inf")}},
+                }
+            ]
+        ),
+        "learner hedge: bad parameters {'grid_size': inf}",
+    ),
+    "a learner's number out of range": (
+        changed(
+            population=[
+                {
+                    "objective": "value",
+                    "count": 4,
+                    "learner": {"name": "pacing", "parameters": {"step": -1}},
+                }
+            ]
+        ),
+        "pacing: step must be positive",
+    ),
+    "target ROI of utility maximizers": (
+        changed(population=[{"objective": "utility", "count": 4, "target_roi": 1.5}]),
+        "target_roi is given for utility maximizers",
+    ),
     "unknown objective": (
         changed(population=[{"objective": "fame", "count": 4}]),
         "population.0.objective",
@@ -106,6 +146,15 @@ def test_bad_scenarios_are_refused_in_one_line_that_names_file_and_key(tmp_path,
     assert expected in message
     assert str(path) in message
     assert "\n" not in message
+
+
+def test_bad_values_in_a_dictionary_are_refused_in_one_line():
+    group = {**SMALL["population"][0], "learner": {"name": "hedge", "parameters": {}}}
+    for wrong in ("abc", "1\n2", None, [3], {}, float("nan"), float("inf"), 1, -4, True):
+        group["learner"]["parameters"] = {"grid_size": wrong}
+        with pytest.raises(BadInput, match=r"^scenario: .*hedge.*grid_size") as caught:
+            Scenario.from_dict({**SMALL, "population": [group, SMALL["population"][1]]})
+        assert "\n" not in str(caught.value)
 
 
 def test_missing_scenario_names_the_bundled_ones():

@@ -7,6 +7,7 @@ it has read a mention, as a real one does.
 import itertools
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,8 +25,10 @@ from mechanisms.insertion import (
     mixture_log_density,
     phrase_mention,
     reference_policy,
+    repeats,
 )
 from mechanisms.llm.base import END, Sample
+from mechanisms.mentions import ends_sentence
 from mechanisms.recording import Design
 from tests.tiny_llm import ADS
 
@@ -173,7 +176,8 @@ def simulate(policy, count, say, rules=None, ads=ADS, seed=0):
     engine = FakeEngine(say)
     rules = rules or Rules(max_tokens=200)
     guide = GuidedInsertion(engine, [ads], [[policy] * count], rules, seed)
-    samples = engine.generate(["x"], count, max_new_tokens=rules.max_tokens, seed=seed, guide=guide)
+    most = guide.max_new_tokens
+    samples = engine.generate(["x"], count, max_new_tokens=most, seed=seed, guide=guide)
     return guide.events(0), guide, samples[0]
 
 
@@ -262,27 +266,109 @@ def test_weights_recover_the_reference_policy(say):
 
 @quick
 @given(
-    st.integers(1, 4), st.integers(0, 3), st.integers(3, 60), st.integers(0, 30), st.integers(0, 99)
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.integers(3, 60),
+    st.integers(0, 30),
+    st.sampled_from([1, 3, 6, 10**6]),
+    st.integers(0, 99),
 )
-def test_rules_are_kept(sentences, mentions, max_tokens, room, seed):
-    rules = Rules(sentences, mentions, max_tokens, room)
+def test_rules_are_kept(sentences, mentions, max_tokens, room, loop, seed):
+    rules = Rules(sentences, mentions, max_tokens, room, loop)
     policy = InsertionPolicy("guided", np.full(sentences, 0.7), np.ones(3))
     events, guide, samples = simulate(policy, 20, moody, rules, seed=seed)
-    longest = guide.longest[0]
     for k, sample in enumerate(samples):
+        tokens = sample.tokens.tolist()
+        free = np.cumsum(~sample.forced)  # tokens of the LLM so far: mentions come on top
+        assert free[-1] <= max_tokens
+        assert len(tokens) < guide.max_new_tokens  # so that it is the rules that end a reply
         draft = guide.drafts[0, k]
         shown = [m.ad for m in draft.mentions]
         assert shown == [event for event in events[k] if event >= 0]
         assert len(set(shown)) == len(shown) <= mentions
         assert draft.sentences <= sentences + mentions
         for ad, phrase, start, length in draft.mentions:
-            assert start + longest + room <= max_tokens
+            assert free[start - 1] + max(room, 1) <= max_tokens
             text = guide.engine.decode(sample.tokens[start : start + length])
             assert text == phrase_mention(PHRASES[phrase], ADS[ad], ADS[ad].title)
             assert sample.forced[start : start + length].all()
         assert sample.forced.sum() == sum(m.length for m in draft.mentions)
+        whole = draft.last_boundary == len(tokens)
+        looped = repeats(tokens, loop) and not whole
+        out_of_tokens = free[-1] == max_tokens
+        assert draft.broken_off == ((looped or out_of_tokens) and not whole and not sample.ended)
         free_end = draft.sentences >= sentences and not sample.ended
-        assert free_end or sample.ended or len(sample.tokens) >= max_tokens
+        assert free_end or sample.ended or out_of_tokens or looped
+        # It ends with the first loop, unless a sentence ends right there.
+        for stop in np.flatnonzero(~sample.forced)[:-1] + 1:
+            if repeats(tokens[:stop], loop):
+                assert ends_sentence(guide.engine.decode(tokens[:stop]))
+
+
+@quick
+@given(st.lists(st.integers(0, 2), max_size=16), st.integers(1, 6))
+def test_repeats(tokens, length):
+    """By brute force: the last tokens, apart from themselves, stand somewhere before."""
+    text = "".join(map(str, tokens))
+    tail, before = text[-length:], text[:-length]
+    expected = len(text) >= 2 * length and tail in before
+    assert repeats(tokens, length) == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ([1, 2, 3, 1, 2, 3], True),
+        ([1, 2, 3, 9, 1, 2, 3], True),
+        ([9, 1, 2, 3, 9, 9, 1, 2, 3], True),
+        ([7, 7, 7, 7, 7, 7], True),
+        ([7, 7, 7, 7, 7], False),  # five of a kind: the last three overlap any earlier three
+        ([1, 2, 3, 1, 2, 3, 9], False),  # it has gone on
+        ([1, 2, 3, 1, 2], False),
+        ([1, 2, 3], False),
+        ([], False),
+    ],
+)
+def test_repeats_by_example(tokens, expected):
+    assert repeats(tokens, 3) == expected
+    assert repeats(np.array(tokens), 3) == expected
+
+
+def test_a_loop_ends_the_reply():
+    words = [" Sleep", " well.", *[" Read", " and", " drink", " tea"] * 20]
+    policy = InsertionPolicy("reference", np.zeros(3), np.ones(3))
+
+    def ends(loop):
+        rules = Rules(max_tokens=60, loop=loop)
+        _, guide, samples = simulate(policy, 1, lambda rng, tokens, _: words[len(tokens)], rules)
+        draft = guide.drafts[0, 0]
+        assert draft.broken_off
+        assert draft.last_boundary == 2
+        return len(samples[0].tokens)
+
+    # four words from 2 on stand again at 6; six of them, which must not overlap, at 10
+    assert [ends(loop) for loop in (4, 6, 10**6)] == [6 + 4, 10 + 6, 60]
+
+
+def test_a_long_title_takes_no_decisions_from_its_rivals():
+    """Same seed, one title longer: the same decisions and words, wherever the limit bites."""
+    long = (replace(ADS[0], title="A Very Long Name of " + "Bed " * 15), *ADS[1:])
+    policy = InsertionPolicy("guided", np.full(3, 0.5), np.ones(3))
+    cut = 0
+    for most in (20, 28, 36, 60):
+        rules = Rules(max_tokens=most, room=12)
+        (events, guide, samples), (theirs, other, longer) = (
+            simulate(policy, 300, moody, rules, ads) for ads in (ADS, long)
+        )
+        np.testing.assert_array_equal(theirs, events)
+        for ours, its in zip(samples, longer, strict=True):
+            written = guide.engine.decode(ours.tokens[~ours.forced])
+            assert written == other.engine.decode(its.tokens[~its.forced])
+            assert its.ended == ours.ended
+        assert sum(len(its.tokens) for its in longer) > sum(len(ours.tokens) for ours in samples)
+        cut += (events[:, -1] == UNREACHED).sum()
+        assert (events >= 0).any(0).sum() >= 1
+    assert cut > 100  # the limit on tokens did take decisions, from all alike
 
 
 def test_a_line_break_ends_after_two_sentences():
@@ -313,7 +399,8 @@ def test_streams_of_the_guide():
         guide = GuidedInsertion(
             engine, [ADS] * len(keys), [[policy] * count] * len(keys), rules, seed, keys
         )
-        engine.generate(["x"] * len(keys), count, max_new_tokens=200, seed=0, guide=guide)
+        most = guide.max_new_tokens
+        engine.generate(["x"] * len(keys), count, max_new_tokens=most, seed=0, guide=guide)
         return [guide.events(p).tolist() for p in range(len(keys))]
 
     first, second = decide([4, 9], seed=1)

@@ -1,5 +1,6 @@
 """Recording with a tiny LLM: what is kept agrees with the texts and with the densities."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,18 +10,21 @@ import pytest
 from agents.users import BehaviouralUsers
 from mechanisms.errors import BadInput
 from mechanisms.insertion import NOTHING, PHRASES, UNREACHED, GuidedInsertion, Rules
-from mechanisms.mentions import MENTION, parse
+from mechanisms.llm.base import END, Sample
+from mechanisms.mentions import MENTION, parse, render
 from mechanisms.recording import Design, Request, describe, record
 from mechanisms.recording.context import CONTEXT_PROMPT
-from mechanisms.recording.design import REFERENCE_PROMPT
-from mechanisms.recording.measure import count_sentences
-from tests.tiny_llm import ADS, Copy, HashEncoder, needs_model
+from mechanisms.recording.design import REFERENCE_PROMPT, Written
+from mechanisms.recording.guided import close
+from mechanisms.recording.measure import count_sentences, measure
+from tests.tiny_llm import ADS, Copy, HashEncoder
 
 QUERIES = ("How do I sleep better?", "Which tea is good?", "Do my shoes fit?")
 USERS = BehaviouralUsers(HashEncoder())
 # One-word titles that the tiny LLM writes by itself, for the context condition.
 WORDS = (Copy("Ad-1", "like"), Copy("Ad-2", "just"), Copy("Ad-3", "less"))
-RULES = Rules(max_tokens=120)
+# The tiny LLM loops a lot; `loop` out of reach but where loops are the matter.
+RULES = Rules(max_tokens=120, loop=10**6)
 GUIDED = Design(replies=24, temperature=0.8, rules=RULES)
 CONTEXT = Design(replies=16, generation="context", temperature=0.8, rules=Rules(max_tokens=40))
 
@@ -69,7 +73,16 @@ def test_shapes_and_tables(pool_and_ads):
     assert pool.manifest["tokens"] == pool.replies["tokens"].sum()
     assert np.isfinite(pool.log_ref).all()
     assert np.isfinite(pool.log_gen).all()
-    assert pool.replies["tokens"].max() <= pool.manifest["design"]["rules"]["max_tokens"]
+    most = pool.manifest["design"]["rules"]["max_tokens"]
+    free = (pool.replies["log_free"] / pool.replies["fluency"]).to_numpy()  # a sum over a mean
+    np.testing.assert_allclose(free, free.round(), atol=1e-6)
+    assert free.max().round() <= most
+    assert (free.round() <= pool.replies["tokens"].to_numpy()).all()
+    plain = ~pool.exposure.any(2).ravel()
+    np.testing.assert_array_equal(free.round()[plain], pool.replies["tokens"].to_numpy()[plain])
+    provenance = pool.manifest["users"]
+    assert provenance["encoder"] == "hash"
+    assert provenance["norms"]["fluency_mean"] == pytest.approx(pool.replies["fluency"].mean())
 
 
 def test_exposure_is_what_the_text_shows(pool_and_ads):
@@ -122,6 +135,20 @@ def test_single_conditions_show_their_ad(guided):
     assert conditions.count("single:1") == 4
     singles = np.array([name.startswith("single:") for name in conditions])
     assert guided.exposure[:, singles].any(2).mean() > 0.8
+    events = np.array(guided.replies["events"].to_list()).reshape(3, 24, 3)
+    for i in range(3):
+        ours = events[:, [j for j, name in enumerate(conditions) if name == f"single:{i}"]]
+        reached = ours != UNREACHED
+        # The first inserts at its first decision, the others at their second at the latest.
+        assert (ours[:, 0, 0][reached[:, 0, 0]] == i).all()
+        assert (ours == i).any(2)[reached[:, :, 1]].all()
+        assert reached[:, 0, 0].any()
+
+
+def test_whatever_is_inserted_is_shown(guided):
+    events = np.array(guided.replies["events"].to_list()).reshape(3, 24, 3)
+    inserted = (events[..., None] == np.arange(3)).any(2)
+    np.testing.assert_array_equal(guided.exposure, inserted)
 
 
 def density_by_hand(events, rates, shares):
@@ -166,7 +193,8 @@ def test_free_tokens_are_what_the_llm_wrote(engine, guided):
     prompts = [REFERENCE_PROMPT.format(query=r.query) for r in asked]
     policies = [policy for policy, count in GUIDED.policies(3) for _ in range(count)]
     guide = GuidedInsertion(engine, [ADS] * 3, [policies] * 3, RULES, 0)
-    samples = engine.generate(prompts, 24, max_new_tokens=120, temperature=0.8, seed=0, guide=guide)
+    draw = {"max_new_tokens": guide.max_new_tokens, "temperature": 0.8, "seed": 0}
+    samples = engine.generate(prompts, 24, guide=guide, **draw)
     tokens = [[sample.tokens for sample in row] for row in samples]
     scores = engine.score(prompts, tokens, temperature=0.8)
     free = [
@@ -178,12 +206,95 @@ def test_free_tokens_are_what_the_llm_wrote(engine, guided):
     assert any(sample.forced.any() for row in samples for sample in row)
 
 
-def test_a_reply_cut_short_ends_with_its_last_sentence(engine):
-    pool = recorded(engine, replace(GUIDED, rules=Rules(sentences=9, max_tokens=30, room=8)))
-    cut = pool.replies.filter((pl.col("tokens") == 30) & (pl.col("sentences") > 1))
+@pytest.mark.parametrize("ads", [ADS, ()], ids=["ads", "no ads"])
+def test_a_reply_cut_short_ends_with_its_last_sentence_or_mention(engine, ads):
+    rules = Rules(sentences=9, max_tokens=30, room=8, loop=10**6)
+    pool = recorded(engine, replace(GUIDED, rules=rules), ads)
+    free = (pl.col("log_free") / pl.col("fluency")).round()
+    cut = pool.replies.filter((free == 30) & (pl.col("sentences") > 1))
     assert cut.height > 20
     # but for the few that the LLM itself ended with the last token allowed
     assert cut["complete"].mean() > 0.9
+    if ads:
+        assert (cut["tokens"] > 30).any()  # mentions came on top
+
+
+def test_a_long_title_leaves_the_other_replies_alone(engine, guided):
+    """Same seed, one title longer: nothing changes in a reply before that ad is shown."""
+    long = (replace(ADS[0], title="CloudRest Mattress of " + "Oak " * 14 + "Wood"), *ADS[1:])
+    longer = recorded(engine, GUIDED, long)
+    assert longer.replies["condition"].equals(guided.replies["condition"])
+    theirs, ours = (np.array(p.replies["events"].to_list()) for p in (longer, guided))
+    rivals = ~(ours == 0).any(1)
+    assert 40 < rivals.sum() < 72
+    np.testing.assert_array_equal(theirs[rivals], ours[rivals])
+    assert (
+        np.array(longer.replies["text"])[rivals] == np.array(guided.replies["text"])[rivals]
+    ).all()
+    for its, own in zip(theirs[~rivals], ours[~rivals], strict=True):
+        at = list(own).index(0)
+        np.testing.assert_array_equal(its[: at + 1], own[: at + 1])
+
+
+def shown(words, ads=ADS[1:2], engine=None, **rules):
+    """Texts of a reference reply and of one that mentions the only ad as soon as it can."""
+    reciting = Reciting(engine, [engine.encode(words)])
+    design = Design(2, temperature=0.8, rules=Rules(**rules))
+    return record(requests(ads, ["Tea?"]), reciting, USERS, design)
+
+
+def test_a_loop_is_cut_off(engine):
+    said = (
+        "Sleep well. Drink tea and read, and drink tea and read, and drink tea and read, and so on."
+    )
+    plain, mention = shown(said, engine=engine).replies["text"]
+    assert plain == "Sleep well."
+    assert re.fullmatch(r"Sleep well\. [^.]*@Tea Pot@\[Ad-2\]\.", mention)
+    whole, _ = shown(said, engine=engine, loop=10**6).replies["text"]
+    assert whole == said
+    # without a sentence to go back to, at a clause
+    plain, _ = shown(said.removeprefix("Sleep well. "), engine=engine).replies["text"]
+    assert plain.startswith("Drink tea and read")
+    assert plain.endswith("read.")
+    assert len(plain) < 60
+
+
+@pytest.mark.parametrize(
+    ("rest", "most"), [("", 96), (" so", 96), ("\n", 96), (" well, we sleep and", 3)]
+)
+def test_a_reply_that_ends_behind_a_mention_ends_with_it(engine, rest, most):
+    """By the LLM or by the limit: no "You could try Tea Pot, we" at the end, the mention stays."""
+    most += len(engine.encode("Sleep well."))
+    pool = shown("Sleep well." + rest, engine=engine, max_tokens=most, room=1)
+    assert pool.exposure[0, :, 0].tolist() == [False, True]
+    assert np.array(pool.replies["events"].to_list())[:, 0].tolist() == [NOTHING, 0]
+    mention = pool.replies["text"][1].removeprefix("Sleep well. ")
+    assert re.fullmatch(r"[A-Z][a-z ]+ @Tea Pot@\[Ad-2\]\.", mention)
+    assert pool.replies["complete"][1]
+
+
+def test_a_sentence_that_a_mention_opens_is_shown_whole(engine):
+    pool = shown("Sleep well. which is good. Read on. So.", engine=engine)
+    mention = pool.replies["text"][1].removeprefix("Sleep well. ")
+    pattern = r"[A-Z][a-z ]+ @Tea Pot@\[Ad-2\], which is good. Read on."
+    assert re.fullmatch(pattern, mention)
+    assert pool.replies["text"][0] == "Sleep well. which is good. Read on."
+
+
+@pytest.mark.parametrize(
+    ("text", "closed"),
+    [
+        ("Sleep well.", "Sleep well."),
+        ("You could try @Tea Pot@[Ad-2],", "You could try @Tea Pot@[Ad-2]."),
+        ("Try @Tea Pot@[Ad-2] (a pot),", "Try @Tea Pot@[Ad-2] (a pot)."),
+        ("Drink tea, read a book, and then", "Drink tea, read a book."),
+        ("First: drink tea; then", "First: drink tea."),
+        ("Drink tea and", "Drink tea and"),
+        ("", ""),
+    ],
+)
+def test_close(text, closed):
+    assert close(text) == closed
 
 
 def test_context_densities(engine, context):
@@ -197,23 +308,31 @@ def test_context_densities(engine, context):
         engine.generate(prompts, 8, max_new_tokens=40, temperature=0.8, seed=seed)
         for prompts, seed in ((plain, 0), (named, 1))
     ]
+    prose = 0
     for b in range(3):
         tokens = [sample.tokens for part in both for sample in part[b]]
         scores = [
             engine.score([prompts[b]], [tokens], temperature=0.8)[0] for prompts in (plain, named)
         ]
+        titled = [bool(re.search(r"\b(like|just|less)\b", text)) for text in texts(context)[b]]
         for j in np.flatnonzero(shown[b] == 0):
             free, other = (score[j].sum() for score in scores)
             boundaries = (context.log_ref[b, j] - free) / np.log(0.9)
             assert boundaries == pytest.approx(round(boundaries), abs=1e-3)
             assert -1e-3 < boundaries < 20
-            expected = np.log(0.5 * np.exp(free) + 0.5 * np.exp(other))
+            # A plain reply with a title in it cannot have come from the prompt that names ads.
+            assert j < 8 or not titled[j]
+            by_named = -np.inf if titled[j] else other
+            expected = np.logaddexp(free, by_named) + np.log(0.5)
             assert context.log_gen[b, j] == pytest.approx(expected, abs=1e-3)
+            prose += titled[j]
         for j in np.flatnonzero(shown[b]):
             # the tokens of the title left both densities
             assert context.log_ref[b, j] > scores[0][j].sum() + np.log(0.1 / 3) * shown[b, j] - 4
             assert context.log_gen[b, j] > np.log(0.5) + scores[1][j].sum()
-    assert 0 < (shown > 0).mean() < 1
+    assert (shown[:, :8] == 0).all()  # plain replies hold no symbols
+    assert 0 < (shown[:, 8:] > 0).mean() < 1
+    assert prose > 0
 
 
 def test_context_keeps_characters_of_several_tokens(engine):
@@ -222,11 +341,14 @@ def test_context_keeps_characters_of_several_tokens(engine):
     assert any("\ufffd" in engine.decode([token]) for token in spoken[0])
     pool = record(requests(queries=["Tea?"]), Speaking(engine, spoken), USERS, CONTEXT)
     expected = "😀 Try it, naïve like @Tea Pot@[Ad-2], 😀. It is “good” 😀."
-    assert set(pool.replies["text"]) == {expected}
-    assert pool.exposure[:, :, 1].all()
+    assert set(pool.replies["text"][8:]) == {expected}
+    assert set(pool.replies["text"][:8]) == {expected.replace("@[Ad-2]", "").replace("@", "")}
+    assert pool.exposure[:, 8:, 1].all()
+    assert not pool.exposure[:, :8].any()
     # Ten nats a token in every score: as many tokens are free as the title does not touch.
     free = engine.encode("😀 Try it, naïve like") + engine.encode(", 😀. It is “good” 😀.")
-    np.testing.assert_allclose(pool.replies["log_free"], -10.0 * len(free))
+    np.testing.assert_allclose(pool.replies["log_free"][8:], -10.0 * len(free))
+    np.testing.assert_allclose(pool.replies["log_free"][:8], -10.0 * len(spoken[0]))
 
 
 class Speaking:
@@ -236,10 +358,9 @@ class Speaking:
 
     def __init__(self, engine, spoken):
         self.encode, self.decode, self.spoken = engine.encode, engine.decode, spoken
+        self.end_token = engine.end_token
 
     def generate(self, prompts, n, **_):
-        from mechanisms.llm.base import Sample
-
         samples = []
         for k in range(n):
             tokens = np.array(self.spoken[k % len(self.spoken)])
@@ -249,6 +370,30 @@ class Speaking:
 
     def score(self, prompts, replies, *, temperature):
         return [[np.full(len(reply), -10.0) for reply in row] for row in replies]
+
+
+class Reciting(Speaking):
+    """Says the same thing every time, apart from what a guide writes into it, and stops."""
+
+    def generate(self, prompts, n, *, max_new_tokens, guide, **_):
+        return [[self.write(guide, p, k) for k in range(n)] for p in range(len(prompts))]
+
+    def write(self, guide, p, k):
+        tokens, forced, ended = [], [], True
+        for token in self.spoken[0]:
+            tokens.append(token)
+            forced.append(False)
+            order = guide.step(p, k, tokens)
+            if order == END:
+                ended = False
+                break
+            tokens += order
+            forced += [True] * len(order)
+        if ended:
+            tokens.append(self.end_token)
+            forced.append(False)
+        x = np.full(len(tokens), -10.0)
+        return Sample(np.array(tokens), x, np.array(forced), ended)
 
 
 @pytest.mark.parametrize("design", [GUIDED, CONTEXT], ids=["guided", "context"])
@@ -278,15 +423,20 @@ def test_small_pools(engine, generation, replies, ads):
     assert np.isfinite(list(describe(pool).values())).all()
 
 
-def test_one_reply_that_names_an_ad_by_itself(engine):
-    """A title that the plain prompt alone can have written keeps a finite density."""
-    pool = record(
-        requests(),
-        Speaking(engine, [engine.encode("A Tea Pot.")]),
-        USERS,
-        replace(CONTEXT, replies=1),
-    )
-    assert pool.exposure[:, :, 1].all()
+@pytest.mark.parametrize("replies", [1, 2, 6])
+def test_a_title_in_a_plain_reply_is_prose(engine, replies):
+    """It shows nobody, and its weight is that of any reply that only the plain prompt writes."""
+    spoken = [engine.encode("A tea pot. It is less.")]
+    ads = (Copy("Ad-1", "It"), Copy("Ad-2", "Tea Pot"))
+    pool = record(requests(ads), Speaking(engine, spoken), USERS, replace(CONTEXT, replies=replies))
+    plain = replies - replies // 2
+    assert not pool.exposure[:, :plain].any()
+    assert pool.exposure[:, plain:].all()
+    assert (pool.ctr[:, :plain] == 0).all()
+    assert (texts(pool)[:, :plain] == "A tea pot. It is less.").all()
+    # two sentences end, and half of the replies are plain (all, where there is one)
+    expected = 2 * np.log(0.9) - np.log(plain / replies)
+    np.testing.assert_allclose(pool.log_weights[:, :plain], expected)
     assert np.isfinite(pool.log_weights).all()
 
 
@@ -308,11 +458,78 @@ def test_bad_requests(engine):
 
 
 def test_boundaries_in_context(engine):
-    """Three sentences end, once each, and at one of them stands the mention."""
+    """Three sentences end, once each, and at one of them stands the mention, if it is one."""
     spoken = engine.encode('It is "good." Try Tea Pot now (really)! So it is. And Dr. Moss, 3.5')
     pool = record(requests(), Speaking(engine, [spoken]), USERS, replace(CONTEXT, replies=4))
-    symbols = pool.log_ref.ravel() - pool.replies["log_free"].to_numpy()
-    np.testing.assert_allclose(symbols, np.log(0.1 / 3) + 2 * np.log(0.9))
+    symbols = pool.log_ref - pool.replies["log_free"].to_numpy().reshape(3, 4)
+    np.testing.assert_allclose(symbols[:, :2], 3 * np.log(0.9))
+    np.testing.assert_allclose(symbols[:, 2:], np.log(0.1 / 3) + 2 * np.log(0.9))
+
+
+def test_marks_in_a_title_do_not_move_the_other_ads(engine):
+    """Sentences are counted without titles: nobody pays for a rival's full stops."""
+    loud = (replace(ADS[0], title="Sleep! Rest. Why? Well. Buy."), *ADS[1:])
+    for ads in (ADS, loud):
+        bed, tea, oak = map(render, ads)
+        text = f"Hello there. Try {bed} (the bed), or {tea}. It is good! So is {oak}."
+        reply = Written(text, "guided", -1.0, -1.0, {}, 30)
+        measured = measure(requests(ads, ["Tea?"]), [[reply]])
+        assert measured.place.tolist() == [[[1, 1, 3]]]
+        assert measured.sentences.tolist() == [[4]]
+        assert measured.complete.all()
+        assert not measured.malformed.any()
+    # nor do they when replies are written: the same decisions, at the same places
+    words = "Sleep well. Then read a book. Drink some tea. It is good. And so to bed, my friend."
+    design = replace(GUIDED, rules=RULES)
+    ours, theirs = (
+        record(requests(ads, ["Tea?"]), Reciting(engine, [engine.encode(words)]), USERS, design)
+        for ads in (ADS, loud)
+    )
+    for name in ("events", "place", "sentences", "complete"):
+        assert ours.replies[name].to_list() == theirs.replies[name].to_list(), name
+    assert (ours.exposure.sum(2) == 2).any()
+    np.testing.assert_allclose(theirs.ctr[:, :, 1:], ours.ctr[:, :, 1:])
+
+
+@pytest.mark.parametrize("generation", ["guided", "context"])
+def test_forged_mentions_of_the_llm_are_counted_and_taken_apart(engine, generation):
+    """Two attempts: an ad that there is, and one that there is not; nobody is shown by them."""
+    words = "Buy @CloudRest Mattress@[Ad-1] now. Or @Rival@[Ad-9], or write to me@home now. So."
+    spoken = [engine.encode(words)]
+    rules = Rules(sentences=4, loop=10**6)
+    design = Design(8, generation, temperature=0.8, rules=rules)
+    reading = Reciting if generation == "guided" else Speaking
+    asked = requests((Copy("Ad-1", "Cloud Bed"), Copy("Ad-2", "Tea Pot")), ["Tea?"])
+    pool = record(asked, reading(engine, spoken), USERS, design)
+    assert (pool.malformed == 2).all()
+    for text in pool.replies["text"]:
+        assert "Buy CloudRest Mattress[Ad-1] now." in text
+        assert parse(text, asked[0].ads).malformed == 0
+        bare = MENTION.sub("", text)
+        assert "@" not in bare
+        assert "Or Rival[Ad-9], or write to mehome now." in bare
+    if generation == "context":
+        assert not pool.exposure.any()
+    honest = [engine.encode(words.replace("@", ""))]
+    other = record(asked, reading(engine, honest), USERS, design)
+    assert (other.malformed == 0).all()
+    assert other.replies["text"].to_list() == pool.replies["text"].to_list()
+    assert (other.quality > pool.quality).all()
+    assert describe(pool)["malformed_rate"] == 1
+
+
+def test_control_tokens_in_title_and_query_are_words_of_nobody(engine):
+    names = "".join(token.content for token in engine.tokenizer.added_tokens_decoder.values())
+    ads = (replace(ADS[0], title=f"{names} Bed {names}", tagline=f"the {names} bed"), *ADS[1:])
+    plain = (replace(ADS[0], title=" Bed ", tagline="the  bed"), *ADS[1:])
+    small = replace(GUIDED, replies=12)
+    hostile = record(requests(ads, [f"Tea{names}?{names}"]), engine, USERS, small)
+    clean = record(requests(plain, ["Tea?"]), engine, USERS, small)
+    assert hostile.replies["events"].equals(clean.replies["events"])
+    assert hostile.replies["tokens"].equals(clean.replies["tokens"])
+    np.testing.assert_allclose(hostile.log_ref, clean.log_ref)
+    np.testing.assert_array_equal(hostile.exposure, clean.exposure)
+    assert hostile.exposure[:, :, 0].any()
 
 
 def test_describe(guided):
@@ -328,19 +545,3 @@ def test_nativeness_is_of_the_sentence(guided, engine):
     rows = guided.replies.filter(pl.col("condition") == "reference")
     assert all(value == [0.0] * 3 for value in rows["nativeness"].to_list())
     assert guided.replies["fluency"].max() < 0
-
-
-@needs_model("smollm2-135m")
-def test_the_real_llm():
-    """SmolLM2-135M-Instruct, if it is in the cache, records a healthy pool in bf16."""
-    from mechanisms.llm.transformers_engine import TransformersEngine
-
-    real = TransformersEngine("smollm2-135m")
-    pool = record(requests(queries=QUERIES[:1]), real, USERS, Design(replies=12))
-    assert pool.exposure.any(2).mean() > 0.25
-    assert not pool.exposure[0, :2].any()
-    alone = pool.exposure[0][pool.exposure[0].sum(1) == 1]
-    assert alone.any(0).all()
-    assert pool.effective_sample_size.min() > 3
-    assert (pool.malformed == 0).all()
-    assert pool.replies["complete"].mean() > 0.5

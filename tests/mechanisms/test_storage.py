@@ -1,7 +1,11 @@
 """Pools on disk: all comes back, and what is damaged or foreign is refused in one line."""
 
 import json
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -9,7 +13,7 @@ import pytest
 
 from mechanisms.errors import BadInput
 from mechanisms.pool import ReplyPool
-from mechanisms.recording import load_pool, save_pool
+from mechanisms.recording import load_pool, save_pool, storage
 
 TABLES = ("replies.parquet", "requests.parquet")
 ARRAYS = ("ctr", "log_ref", "log_gen", "quality", "ads", "exposure", "malformed")
@@ -74,6 +78,15 @@ def test_saving_replaces(saved):
     assert [path.name for path in saved.parent.iterdir()] == ["pool"]
     (saved / "replies.parquet").unlink()
     save_pool(make(), saved)
+    assert load_pool(saved).content_hash == make().content_hash
+
+
+def test_a_pool_that_is_there_already_stays(saved):
+    before = {path.name: path.stat().st_ino for path in saved.iterdir()}
+    save_pool(make(), saved)
+    assert {path.name: path.stat().st_ino for path in saved.iterdir()} == before
+    (saved / "manifest.json").write_text("{}")
+    save_pool(make(), saved)  # damaged, and so not the same
     assert load_pool(saved).content_hash == make().content_hash
 
 
@@ -226,3 +239,63 @@ def test_saves_at_once(tmp_path):
     assert not failures
     assert [path.name for path in tmp_path.iterdir()] == ["pool"]
     assert load_pool(tmp_path / "pool").content_hash in {pool.content_hash for pool in pools}
+
+
+def test_a_pool_saved_meanwhile_by_another_is_not_taken_away(tmp_path, monkeypatch):
+    """Both found nothing there; the other was faster, and may be reading what it saved."""
+    folder, checked = tmp_path / "pool", []
+    holds = storage._holds
+
+    def slow(*args):
+        found = holds(*args)
+        if not checked:
+            checked.append(found)
+            save_pool(make(), folder)
+            checked.append(manifest.stat().st_ino)
+        return found
+
+    monkeypatch.setattr(storage, "_holds", slow)
+    manifest = folder / "manifest.json"
+    save_pool(make(), folder)
+    assert checked == [False, manifest.stat().st_ino]
+    assert [path.name for path in tmp_path.iterdir()] == ["pool"]
+
+
+RACE = """
+import sys, time
+from tests.mechanisms.test_storage import make
+from mechanisms.recording import load_pool, save_pool
+pool, saves = make(), 0
+print("ready", flush=True)
+end = float(sys.stdin.readline())
+while time.time() < end:
+    # A new folder a hundred times a second, so that the first save is raced for again and again.
+    folder = f"{sys.argv[1]}/pool-{int(time.time() * 100)}"
+    assert load_pool(save_pool(pool, folder)).content_hash == pool.content_hash
+    saves += 1
+print(saves)
+"""
+
+
+def test_two_processes_that_save_and_load_the_same_pool_do_not_fail(tmp_path):
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        for _ in range(2)
+    ]
+    assert [racer.stdout.readline() for racer in racers] == ["ready\n"] * 2
+    end = time.time() + 2
+    for racer in racers:
+        racer.stdin.write(f"{end}\n")
+        racer.stdin.flush()
+    for racer in racers:
+        saves, errors = racer.communicate(timeout=60)
+        assert racer.returncode == 0, errors
+        assert int(saves) > 20
+    assert all(path.name.startswith("pool-") for path in tmp_path.iterdir())

@@ -269,6 +269,31 @@ class Wrong:
         return "stop"
 
 
+def special_names(engine):
+    return [t.content for t in engine.tokenizer.added_tokens_decoder.values() if t.special]
+
+
+def check_that_text_holds_no_control_tokens(engine):
+    names = special_names(engine)
+    control = set(engine.tokenizer.convert_tokens_to_ids(names))
+    template = [t for t in engine.chat_tokens("") if t in control]
+    nested = f"{names[0][:4]}{names[-1]}{names[0][4:]}"  # leaves a name when the inner one goes
+    for hostile in (*names, "".join(names) * 3, nested, nested * 2):
+        text = f"Tea {hostile}Pot, {hostile}or{hostile}"
+        assert control.isdisjoint(engine.encode(text))
+        assert engine.encode(text) == engine.encode("Tea Pot, or")
+        asked = engine.chat_tokens(text)
+        assert [t for t in asked if t in control] == template
+        assert asked == engine.chat_tokens("Tea Pot, or")
+    # but what only looks alike stays
+    assert engine.decode(engine.encode("<|im_over|> a < b | c >")) == "<|im_over|> a < b | c >"
+
+
+def test_text_holds_no_control_tokens(engine):
+    assert {"<|im_start|>", "<|im_end|>"} <= set(special_names(engine))
+    check_that_text_holds_no_control_tokens(engine)
+
+
 def test_no_prompts(engine):
     assert engine.generate([], 3, **DRAW) == []
 
@@ -295,6 +320,8 @@ def test_the_real_llm():
     prompts = ("How do I sleep better?", "Name a tea.")
     samples = real.generate(prompts, 3, max_new_tokens=12, temperature=0.7, seed=0)
     scored = real.score(prompts, tokens_of(samples), temperature=0.7)
+    assert "<repo_name>" in special_names(real)  # a special token without a role
+    check_that_text_holds_no_control_tokens(real)
     plain = AutoModelForCausalLM.from_pretrained(locate("smollm2-135m"), dtype=torch.float32)
     for prompt, row, scores in zip(prompts, samples, scored, strict=True):
         for sample, score in zip(row, scores, strict=True):
