@@ -9,9 +9,6 @@ import warnings
 from pathlib import Path
 from typing import Annotated
 
-# Idle OpenMP threads that spin would slow small matrix products many times over on a shared core;
-# both are read once, when torch is first imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import typer

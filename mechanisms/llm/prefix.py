@@ -25,11 +25,13 @@ class SharedPrefixCache:
 
     Attributes:
         prefix_mask: (P, L) True at real prompt tokens, False at padding.
+        padded: whether there is any padding.
         own_length: reply tokens stored so far.
     """
 
     layers: int
     prefix_mask: Tensor
+    padded: bool
     capacity: int
     own_length: int = 0
     prefix_keys: list[Tensor] = field(default_factory=list)
@@ -102,17 +104,18 @@ def attend(
     q = (query * scaling).reshape(P, R, kv_heads, groups * T, d)
     q_prefix = q.transpose(1, 2).reshape(P * kv_heads, R * groups * T, d)
     to_prefix = torch.bmm(q_prefix, prefix_key.view(P * kv_heads, L, d).transpose(1, 2))
-    to_prefix = to_prefix.view(P, kv_heads, R, groups, T, L).transpose(1, 2).float()
     to_own = torch.matmul(q.view(rows, kv_heads, groups * T, d), key.transpose(2, 3))
-    to_own = to_own.view(P, R, kv_heads, groups, T, S).float()
-
-    minus_infinity = torch.finfo(torch.float32).min
-    to_prefix.masked_fill_(~shared.prefix_mask[:, None, None, None, None, :], minus_infinity)
+    scores = query.new_empty(P, R, kv_heads, groups, T, L + S, dtype=torch.float32)
+    scores[..., :L] = to_prefix.view(P, kv_heads, R, groups, T, L).transpose(1, 2)
+    scores[..., L:] = to_own.view(P, R, kv_heads, groups, T, S)
+    if shared.padded:
+        hidden = ~shared.prefix_mask[:, None, None, None, None, :]
+        scores[..., :L].masked_fill_(hidden, float("-inf"))
     if T > 1:
-        causal = torch.ones(T, S, dtype=torch.bool, device=query.device).tril(S - T)
-        to_own.masked_fill_(~causal, minus_infinity)
+        future = torch.ones(T, S, dtype=torch.bool, device=query.device).triu(S - T + 1)
+        scores[..., L:].masked_fill_(future, float("-inf"))
 
-    weights = torch.softmax(torch.cat([to_prefix, to_own], dim=-1), dim=-1).to(value.dtype)
+    weights = torch.softmax(scores, dim=-1).to(value.dtype)
     on_prefix = weights[..., :L].transpose(1, 2).reshape(P * kv_heads, R * groups * T, L)
     from_prefix = torch.bmm(on_prefix, prefix_value.view(P * kv_heads, L, d))
     from_prefix = from_prefix.view(P, kv_heads, R, groups, T, d).transpose(1, 2)

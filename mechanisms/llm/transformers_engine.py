@@ -23,6 +23,7 @@ from mechanisms.llm.prefix import NAME as SHARED_PREFIX
 from mechanisms.llm.prefix import SharedPrefixCache
 from mechanisms.llm.weights import locate
 
+SCORED_TOKENS = 3072  # scored at once: more would not fit the caches of a CPU core
 PAD = 0  # any id will do: padding is masked, or comes after all that is read
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -110,7 +111,7 @@ class TransformersEngine:
             raise BadInput("generate needs temperature > 0, n >= 1 and max_new_tokens >= 1")
         keys = range(len(prompts)) if keys is None else keys
         results: list[list[Sample]] = [[] for _ in prompts]
-        for batch, tokens in self._batches(prompts, n):
+        for batch, tokens in self._batches(prompts, n, self.batch_rows):
             rows = [
                 _Row(p, k, np.random.default_rng([seed, keys[p], k]).random(max_new_tokens))
                 for p in batch
@@ -134,7 +135,9 @@ class TransformersEngine:
             raise BadInput(f"{len(prompts)} prompts but {len(replies)} sets of replies to score")
         n = max((len(each) for each in replies), default=0)
         scored: list[list[NDArray[np.float64]]] = [[] for _ in prompts]
-        for batch, tokens in self._batches(prompts, max(n, 1)):
+        long = max((len(reply) for each in replies for reply in each), default=1)
+        rows = min(self.batch_rows, max(1, SCORED_TOKENS // max(long, 1)))
+        for batch, tokens in self._batches(prompts, max(n, 1), rows):
             longest = max((len(reply) for p in batch for reply in replies[p]), default=0)
             if not longest:
                 for p in batch:
@@ -154,11 +157,13 @@ class TransformersEngine:
                 scored[p] = [got[r * n + k, : len(reply)] for k, reply in enumerate(replies[p])]
         return scored
 
-    def _batches(self, prompts: Sequence[str], n: int) -> Iterator[tuple[list[int], list]]:
-        """Prompts in batches of about `batch_rows` rows, of like length to save padding."""
+    def _batches(
+        self, prompts: Sequence[str], n: int, rows: int
+    ) -> Iterator[tuple[list[int], list]]:
+        """Prompts in batches of about `rows` rows, of like length to save padding."""
         tokens = [self.chat_tokens(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda p: (len(tokens[p]), p))
-        size = max(1, self.batch_rows // n)
+        size = max(1, rows // n)
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             yield batch, [tokens[p] for p in batch]
@@ -174,6 +179,7 @@ class TransformersEngine:
         cache = SharedPrefixCache(
             layers=self.network.config.num_hidden_layers,
             prefix_mask=positions < lengths[:, None],
+            padded=min(map(len, tokens)) < L,
             capacity=capacity,
         )
         future = torch.full((L, L), float("-inf"), dtype=self.network.dtype, device=self.device)
@@ -207,11 +213,13 @@ class TransformersEngine:
         """(rows, T) log-probabilities of `ids` after `states` (rows, T, width), in fp64."""
         flat, wanted = states.flatten(0, 1), ids.flatten()
         out = torch.empty(len(flat), dtype=torch.float64, device=self.device)
-        for start in range(0, len(flat), 1024):
-            part = slice(start, start + 1024)
-            logits = self.network.lm_head(flat[part]).float() / temperature
+        # In place and in parts: a vocabulary of logits per position soon outgrows the caches.
+        for start in range(0, len(flat), 512):
+            part = slice(start, start + 512)
+            logits = self.network.lm_head(flat[part]).float().div_(temperature)
+            logits -= logits.amax(dim=1, keepdim=True)
             chosen = logits.gather(1, wanted[part, None])[:, 0]
-            out[part] = (chosen - torch.logsumexp(logits, dim=1)).double()
+            out[part] = (chosen - logits.exp_().sum(dim=1).log()).double()
         return out.view(ids.shape)
 
     def _decode(
