@@ -70,9 +70,17 @@ class Result:
                 compression_level=3,
                 row_group_size=2**17,
             )
-        text = json.dumps(self.summary, indent=2, sort_keys=True, allow_nan=False)
+        summary = _rounded(self.summary)
+        text = json.dumps(summary, indent=2, sort_keys=True, allow_nan=False)
         (directory / "summary.json").write_text(text + "\n", encoding="utf-8")
         return directory
+
+
+def _rounded(found: Any) -> Any:
+    """Floats to 12 digits: beyond them a mean depends on the order in which threads add."""
+    if isinstance(found, dict):
+        return {key: _rounded(value) for key, value in found.items()}
+    return float(f"{found:.12g}") if isinstance(found, float) else found
 
 
 def summarise(rounds: pl.DataFrame, advertisers: pl.DataFrame) -> dict[str, Any]:
