@@ -109,7 +109,9 @@ class Catalog:
             return cls.bundled()
         folder = Path(spec)
         if not folder.is_dir():
-            raise BadInput(f"no such folder, catalog {str(spec)!r}: name a folder or 'bundled'")
+            raise BadInput(
+                f"no such folder, catalog {str(spec)!r}: name a folder (--catalog DIR) or 'bundled'"
+            )
         is_gem_bench = (folder / "products.tsv").exists()
         return cls.gem_bench(folder) if is_gem_bench else cls.from_folder(folder)
 

@@ -192,7 +192,8 @@ class MarketModel(mesa.Model):
         """(R, N) budget less charges so far; infinite without a budget."""
         left = self.budgets - self.account.payments
         # Charging exactly what is left may miss the budget by a rounding error.
-        return np.where(left > 1e-12 * self.budgets, left, 0.0) if self._limited else left
+        least = np.where(np.isfinite(self.budgets), 1e-12 * self.budgets, -np.inf)
+        return np.where(left > least, left, 0.0)
 
     def stream(self, purpose: int, number: int) -> np.random.Generator:
         """The generator of a purpose and a round (or group), whatever was drawn elsewhere."""
@@ -213,7 +214,6 @@ class MarketModel(mesa.Model):
                 )
             key = [spec.learner.name, dict(spec.learner.parameters)]
             members.setdefault(json.dumps(key, sort_keys=True, default=str), []).append(i)
-        self._limited = bool(np.isfinite(self.budgets).any())
         groups = []
         for number, index in enumerate(members.values()):
             ours = [specs[i] for i in index]

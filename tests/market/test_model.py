@@ -12,6 +12,7 @@ import pytest
 from agents import UtilityMaximizer, ValueMaximizer
 from market.ledger import PER_ROUND, Result
 from market.model import MarketModel
+from market.scenario import Scenario
 from mechanisms.base import Mechanism, Outcome
 from mechanisms.errors import BadInput
 from mechanisms.pool import ReplyPool
@@ -168,6 +169,27 @@ def test_budgets_are_never_overspent_and_the_broke_bid_nothing():
         broke = people.filter(pl.col("spend").shift(N).over("replication") >= budget * (1 - 1e-9))
         assert (broke["bid"] == 0).all() and (broke["charge"] == 0).all()
     assert run(rounds=60, learners=("truthful",), budget=budget).advertisers["bid"].min() == 0
+
+
+@pytest.mark.parametrize("limited", ["utility", "value"])
+def test_a_budget_of_some_leaves_the_others_bidding(limited):
+    other = {"utility": "value", "value": "utility"}[limited]
+    scenario = Scenario.from_dict(
+        {
+            "rounds": 30,
+            "replies": {"source": "synthetic", "per_request": 8},
+            "requests": {"queries": 6, "ads": 3},
+            "population": [
+                {"objective": limited, "count": 2, "budget": 0.05},
+                {"objective": other, "count": 2},
+            ],
+        }
+    )
+    people = MarketModel(scenario, seed=0).run().advertisers
+    assert people.filter(pl.col("objective") == other)["bid"].min() > 0
+    ours = people.filter(pl.col("objective") == limited)
+    assert ours["spend"].max() <= 0.05 * (1 + 1e-12)
+    assert ours["bid"].max() > 0 and ours["bid"].min() == 0
 
 
 def test_learners_bid_as_theory_says():
