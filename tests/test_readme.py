@@ -1,9 +1,13 @@
-"""The README's Python example runs as pasted. No LLM: its scenario is synthetic."""
+"""The README's examples work as pasted. No LLM: the Python example's scenario is synthetic."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import yaml
+
+from market import Scenario
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,3 +20,9 @@ def test_the_python_example_runs_when_pasted():
     )
     assert done.returncode == 0, done.stderr
     assert "mosaic utility maximizers" in done.stdout
+
+
+def test_the_yaml_example_is_a_scenario():
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    scenario = Scenario.from_dict(yaml.safe_load(text), source="README.md")
+    assert scenario.num_advertisers == 8
