@@ -66,7 +66,8 @@ class MarketModel(mesa.Model):
         account: (R, N) realised sums since the start.
         ledger: the records.
         datacollector: Mesa's; means over replications. Entry k is round k, so that `mesa.batch_run`
-            reports whole rounds (give it `max_steps >= rounds`, and the scenario inside a list).
+            reports whole rounds. Give it `max_steps >= rounds`, the scenario inside a list, and a
+            list of seeds: its `iterations` would repeat the same one.
 
     Raises:
         BadInput: no advertisers, or another number than the pool has; an unknown objective,
