@@ -164,6 +164,9 @@ def provenance(finished: Run) -> dict[str, Any]:
         "replies": manifest.get("source", "arrays"),
         "model": manifest.get("model"),
         "pool_hash": finished.pool.content_hash,
+        # DESIGN 3.1: below 2 an auction rests on a single reply, and the result must say so.
+        "effective_sample_size_min": float(finished.pool.effective_sample_size.min()),
+        "low_effective_sample_size": bool(finished.pool.effective_sample_size.min() < 2),
         "pool": {k: v for k, v in manifest.items() if k not in ("content_hash", "schema")},
         "revision": _revision(),
         "python": platform.python_version(),

@@ -60,6 +60,8 @@ def test_run_writes_the_results_folder_and_ends_with_the_report(
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["seed"] == 3
     assert manifest["replies"] == "synthetic"
+    assert manifest["effective_sample_size_min"] == pytest.approx(8)  # equal weights
+    assert manifest["low_effective_sample_size"] is False
     rounds = pl.read_parquet(out / "rounds.parquet")
     assert rounds["mechanism"].unique(maintain_order=True).to_list() == [
         "mosaic",
