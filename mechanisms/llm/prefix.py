@@ -32,19 +32,23 @@ class SharedPrefixCache:
     layers: int
     prefix_mask: Tensor
     padded: bool
-    capacity: int
     own_length: int = 0
     prefix_keys: list[Tensor] = field(default_factory=list)
     prefix_values: list[Tensor] = field(default_factory=list)
     own_keys: list[Tensor] = field(default_factory=list)
     own_values: list[Tensor] = field(default_factory=list)
 
-    def open(self, replies: int) -> None:
-        """End the prompt phase and make room for `replies` replies per prompt."""
+    def open(self, replies: int, capacity: int) -> None:
+        """Make room for `replies` replies per prompt, of up to `capacity` tokens.
+
+        Called when the prompts have run, and again for the next replies to the same prompts.
+        """
+        self.own_length = 0
+        self.own_keys, self.own_values = [], []
         for keys in self.prefix_keys:
             P, heads, _, d = keys.shape
             for own in (self.own_keys, self.own_values):
-                own.append(keys.new_zeros(P * replies, heads, self.capacity, d))
+                own.append(keys.new_zeros(P * replies, heads, capacity, d))
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object):
         """Store new keys and values (called by each attention layer); return what is attended."""

@@ -8,8 +8,7 @@ the batch's matrix products.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,17 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mechanisms.errors import BadInput
-from mechanisms.llm.base import END, Guide, Sample
+from mechanisms.llm.base import END, NONE_FINISHED, Guide, Sample, Samples, Scores
+from mechanisms.llm.chat import ChatTokenizer
 from mechanisms.llm.prefix import NAME as SHARED_PREFIX
 from mechanisms.llm.prefix import SharedPrefixCache
 from mechanisms.llm.weights import locate
 
 SCORED_TOKENS = 3072  # scored at once: more would not fit the caches of a CPU core
+SCORED_WIDTH = 24  # counted as so many rows, a prompt leaves room for eight in a batch
 PAD = 0  # any id will do: padding is masked, or comes after all that is read
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-class TransformersEngine:
+class TransformersEngine(ChatTokenizer):
     """Samples and scores with a transformers model.
 
     Args:
@@ -45,7 +46,7 @@ class TransformersEngine:
         device: str | None = None,
         batch_rows: int = 192,
     ) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         if dtype not in DTYPES:
             raise BadInput(f"dtype {dtype!r} of the LLM is unknown; choose from {sorted(DTYPES)}")
@@ -54,7 +55,7 @@ class TransformersEngine:
         self.batch_rows = batch_rows
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         path = locate(model)
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        super().__init__(model)
         self.network = AutoModelForCausalLM.from_pretrained(
             path, dtype=DTYPES[dtype], attn_implementation=SHARED_PREFIX
         )
@@ -64,35 +65,6 @@ class TransformersEngine:
                 "serve it with vLLM, or choose a full-attention model"
             )
         self.network.to(self.device).eval()
-        self.end_token = int(self.tokenizer.eos_token_id)
-        # Not only those that have a role: any special token would be encoded as one.
-        added = self.tokenizer.added_tokens_decoder.values()
-        control = {token.content for token in added if token.special}
-        control.update(self.tokenizer.all_special_tokens)
-        self._control = re.compile("|".join(map(re.escape, sorted(control))))
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without special tokens."""
-        return self.tokenizer.encode(self._plain(text), add_special_tokens=False)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text of token ids, without special tokens."""
-        return self.tokenizer.decode(tokens, skip_special_tokens=True)
-
-    def chat_tokens(self, prompt: str) -> list[int]:
-        """Token ids of the user message in the model's chat template, up to the reply."""
-        encoded = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": self._plain(prompt)}],
-            add_generation_prompt=True,
-            return_dict=True,
-        )
-        return list(encoded["input_ids"])
-
-    def _plain(self, text: str) -> str:
-        """`text` without the names of control tokens: ads and queries must not end our turn."""
-        while self._control.search(text):
-            text = self._control.sub("", text)
-        return text
 
     @torch.inference_mode()
     def generate(
@@ -105,13 +77,23 @@ class TransformersEngine:
         seed: int,
         guide: Guide | None = None,
         keys: Sequence[int] | None = None,
+        finished: Mapping[int, Samples] = NONE_FINISHED,
+        done: Callable[[Mapping[int, Samples]], None] | None = None,
     ) -> list[list[Sample]]:
-        """See `mechanisms.llm.base.Engine.generate`."""
+        """See `mechanisms.llm.base.Engine.generate`.
+
+        Batches are formed of all prompts, finished or not, and are done as a whole: so what is
+        written after an interruption is, to the last bit, what would have been.
+        """
         if temperature <= 0 or n < 1 or max_new_tokens < 1:
             raise BadInput("generate needs temperature > 0, n >= 1 and max_new_tokens >= 1")
         keys = range(len(prompts)) if keys is None else keys
-        results: list[list[Sample]] = [[] for _ in prompts]
+        results = [list(finished.get(p, ())) for p in range(len(prompts))]
         for batch, tokens in self._batches(prompts, n, self.batch_rows):
+            if all(p in finished for p in batch):
+                continue
+            for p in batch:
+                results[p] = []
             rows = [
                 _Row(p, k, np.random.default_rng([seed, keys[p], k]).random(max_new_tokens))
                 for p in batch
@@ -120,6 +102,8 @@ class TransformersEngine:
             self._decode(tokens, rows, temperature, guide)
             for row in rows:
                 results[row.prompt].append(row.sample())
+            if done:
+                done({p: results[p] for p in batch})
         return results
 
     @torch.inference_mode()
@@ -129,33 +113,85 @@ class TransformersEngine:
         replies: Sequence[Sequence[Sequence[int]]],
         *,
         temperature: float,
+        finished: Mapping[int, Scores] = NONE_FINISHED,
+        done: Callable[[Mapping[int, Scores]], None] | None = None,
     ) -> list[list[NDArray[np.float64]]]:
-        """See `mechanisms.llm.base.Engine.score`; all prompts need equally many replies."""
+        """See `mechanisms.llm.base.Engine.score`; all prompts need equally many replies.
+
+        Each prompt runs once; its replies are then scored in groups of like length, together with
+        those of other prompts.
+        """
         if len(prompts) != len(replies):
             raise BadInput(f"{len(prompts)} prompts but {len(replies)} sets of replies to score")
-        n = max((len(each) for each in replies), default=0)
-        scored: list[list[NDArray[np.float64]]] = [[] for _ in prompts]
-        long = max((len(reply) for each in replies for reply in each), default=1)
-        rows = min(self.batch_rows, max(1, SCORED_TOKENS // max(long, 1)))
-        for batch, tokens in self._batches(prompts, max(n, 1), rows):
-            longest = max((len(reply) for p in batch for reply in replies[p]), default=0)
-            if not longest:
-                for p in batch:
-                    scored[p] = [np.zeros(0) for _ in replies[p]]
+        if len({len(each) for each in replies}) > 1:
+            raise BadInput("prompts have different numbers of replies to score; give each as many")
+        n = len(replies[0]) if replies else 0
+        scored = [list(finished.get(p, ())) for p in range(len(prompts))]
+        for batch, tokens in self._batches(prompts, SCORED_WIDTH, self.batch_rows):
+            if all(p in finished for p in batch):
                 continue
-            ids = torch.full((len(batch) * n, longest), PAD)
+            ordered = [sorted(range(n), key=lambda k, p=p: len(replies[p][k])) for p in batch]
+            got: list[dict[int, NDArray[np.float64]]] = [{} for _ in batch]
+            cache, lengths, first = self._prefill(tokens)
+            at = 0
+            while at < n:
+                group = [
+                    (r, k, np.asarray(replies[p][k]))
+                    for r, p in enumerate(batch)
+                    for k in ordered[r][at : at + self._width(replies, batch, ordered, at)]
+                ]
+                at += len(group) // len(batch)
+                values = self._score_group(cache, lengths, first, group, temperature)
+                for (r, k, reply), row in zip(group, values, strict=True):
+                    got[r][k] = row[: len(reply)]
             for r, p in enumerate(batch):
-                for k, reply in enumerate(replies[p]):
-                    ids[r * n + k, : len(reply)] = torch.as_tensor(np.asarray(reply))
-            ids = ids.to(self.device)
-            cache, lengths, first = self._prefill(tokens, capacity=longest)
-            cache.open(n)
-            hidden = self._extend(cache, ids, lengths.repeat_interleave(n), keep_all=True)
-            states = torch.cat([first.repeat_interleave(n, 0)[:, None], hidden[:, :-1]], dim=1)
-            got = self._token_log_probs(states, ids, temperature).cpu().numpy()
-            for r, p in enumerate(batch):
-                scored[p] = [got[r * n + k, : len(reply)] for k, reply in enumerate(replies[p])]
+                scored[p] = [got[r][k] for k in range(n)]
+            if done:
+                done({p: scored[p] for p in batch})
         return scored
+
+    def _width(
+        self,
+        replies: Sequence[Sequence[Sequence[int]]],
+        batch: list[int],
+        ordered: list[list[int]],
+        at: int,
+    ) -> int:
+        """How many replies per prompt, from the `at`-th shortest on, to score at once."""
+        lengths = [
+            max(len(replies[p][order[j]]) for p, order in zip(batch, ordered, strict=True))
+            for j in range(at, len(ordered[0]))
+        ]
+        width = 1
+        while width < len(lengths):
+            tokens = len(batch) * (width + 1) * lengths[width]
+            uneven = lengths[width] > 1.3 * max(lengths[0], 8)
+            if tokens > SCORED_TOKENS or (uneven and tokens > SCORED_TOKENS // 4):
+                break
+            width += 1
+        return width
+
+    def _score_group(
+        self,
+        cache: SharedPrefixCache,
+        lengths: Tensor,
+        first: Tensor,
+        group: list[tuple[int, int, NDArray[np.int64]]],
+        temperature: float,
+    ) -> NDArray[np.float64]:
+        """(rows, longest) log-probabilities of replies, prompt-major, behind the cached prompts."""
+        longest = max(len(reply) for _, _, reply in group)
+        if not longest:
+            return np.zeros((len(group), 0))
+        ids = torch.full((len(group), longest), PAD)
+        for row, (_, _, reply) in enumerate(group):
+            ids[row, : len(reply)] = torch.as_tensor(reply)
+        ids = ids.to(self.device)
+        per_prompt = len(group) // len(lengths)
+        cache.open(per_prompt, capacity=longest)
+        hidden = self._extend(cache, ids, lengths.repeat_interleave(per_prompt), keep_all=True)
+        states = torch.cat([first.repeat_interleave(per_prompt, 0)[:, None], hidden[:, :-1]], dim=1)
+        return self._token_log_probs(states, ids, temperature).cpu().numpy()
 
     def _batches(
         self, prompts: Sequence[str], n: int, rows: int
@@ -168,9 +204,7 @@ class TransformersEngine:
             batch = order[start : start + size]
             yield batch, [tokens[p] for p in batch]
 
-    def _prefill(
-        self, tokens: list[list[int]], capacity: int
-    ) -> tuple[SharedPrefixCache, Tensor, Tensor]:
+    def _prefill(self, tokens: list[list[int]]) -> tuple[SharedPrefixCache, Tensor, Tensor]:
         """Run the prompts; returns the cache, lengths (P,) and last hidden states (P, width)."""
         lengths = torch.tensor([len(t) for t in tokens], device=self.device)
         L = int(lengths.max())
@@ -180,7 +214,6 @@ class TransformersEngine:
             layers=self.network.config.num_hidden_layers,
             prefix_mask=positions < lengths[:, None],
             padded=min(map(len, tokens)) < L,
-            capacity=capacity,
         )
         future = torch.full((L, L), float("-inf"), dtype=self.network.dtype, device=self.device)
         hidden = self.network.model(
@@ -227,8 +260,8 @@ class TransformersEngine:
     ) -> None:
         """Write all rows to their end; rows of one prompt stand together throughout."""
         P = len(tokens)
-        cache, lengths, last = self._prefill(tokens, capacity=len(rows[0].uniforms))
-        cache.open(len(rows) // P)
+        cache, lengths, last = self._prefill(tokens)
+        cache.open(len(rows) // P, capacity=len(rows[0].uniforms))
         starts = lengths.repeat_interleave(len(rows) // P)
         hidden = last.repeat_interleave(len(rows) // P, 0)
         live = rows

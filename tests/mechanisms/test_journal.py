@@ -1,0 +1,439 @@
+"""Interrupted and resumed, a recording is to the last bit what it would have been."""
+
+import errno
+import logging
+import os
+import signal
+import subprocess
+import sys
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+from agents.users import BehaviouralUsers
+from mechanisms.errors import BadInput
+from mechanisms.insertion import Rules
+from mechanisms.llm import journal
+from mechanisms.llm.base import END, Sample
+from mechanisms.llm.journal import HEADER, Journaled
+from mechanisms.llm.transformers_engine import TransformersEngine
+from mechanisms.recording import Design, Request, record
+from tests.tiny_llm import ADS, Copy, HashEncoder
+
+USERS = BehaviouralUsers(HashEncoder())
+QUERIES = ("How do I sleep?", "Which tea is good?", "Do my shoes fit?", "Tea?", "Is my bed soft?")
+GUIDED = Design(replies=8, temperature=0.8, rules=Rules(max_tokens=60, loop=10**6))
+CONTEXT = Design(replies=4, generation="context", temperature=0.8, rules=Rules(max_tokens=30))
+DESIGNS = pytest.mark.parametrize("design", [GUIDED, CONTEXT], ids=["guided", "context"])
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_llm):
+    """Two or three batches of generation, and more of scoring."""
+    return TransformersEngine(tiny_llm, dtype="fp32", device="cpu", batch_rows=16)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "journal"
+
+
+def recorded(engine, design=GUIDED, ads=ADS):
+    requests = [
+        Request(f"Q{b}", query, f"U{b}", "A user.", ads, range(len(ads)))
+        for b, query in enumerate(QUERIES)
+    ]
+    return record(requests, engine, USERS, design, seed=5)
+
+
+class Counting:
+    """Counts the batches that an engine does, and breaks off after `fuse` of them."""
+
+    def __init__(self, engine, fuse=10**6):
+        self.engine, self.batches, self.fuse = engine, 0, fuse
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def generate(self, *args, done=None, **options):
+        return self.engine.generate(*args, done=self.burning(done), **options)
+
+    def score(self, *args, done=None, **options):
+        return self.engine.score(*args, done=self.burning(done), **options)
+
+    def burning(self, done):
+        def report(results):
+            if self.batches == self.fuse:
+                raise KeyboardInterrupt
+            self.batches += 1
+            if done:
+                done(results)
+
+        return report
+
+
+def interrupt(engine, path, batches, design=GUIDED):
+    with Journaled(Counting(engine, batches), path) as journaled, pytest.raises(KeyboardInterrupt):
+        recorded(journaled, design)
+
+
+def same(ours, theirs):
+    assert ours.content_hash == theirs.content_hash
+    assert ours.replies.equals(theirs.replies)
+    assert ours.manifest == theirs.manifest
+
+
+@DESIGNS
+def test_a_resumed_recording_is_the_undisturbed_one(engine, path, design):
+    whole = recorded(engine, design)
+    counter = Counting(engine)
+    same(recorded(Journaled(counter, path.with_name("other")), design), whole)
+    total = counter.batches
+    assert total >= 3
+    done = 0
+    for more in (0, 1, 1):  # interrupted three times, once before anything was finished
+        interrupt(engine, path, more, design)
+        done += more
+    counter = Counting(engine)
+    with Journaled(counter, path) as journaled:
+        same(recorded(journaled, design), whole)
+    assert counter.batches == total - done
+    counter = Counting(engine)
+    with Journaled(counter, path) as journaled:
+        same(recorded(journaled, design), whole)
+    assert counter.batches == 0
+
+
+@DESIGNS
+def test_what_is_in_the_journal_reads_back_to_the_last_bit(engine, path, design):
+    with Journaled(engine, path) as first:
+        recorded(first, design)
+    again = Journaled(engine, path)
+    assert again._known.keys() == first._known.keys()
+    for call, results in first._known.items():
+        assert again._known[call].keys() == results.keys()
+        for p, row in results.items():
+            for kept, read in zip(row, again._known[call][p], strict=True):
+                fields = ("tokens", "log_probs", "forced") if isinstance(kept, Sample) else ()
+                for name in fields:
+                    x, y = getattr(kept, name), getattr(read, name)
+                    assert x.dtype == y.dtype
+                    np.testing.assert_array_equal(x, y)
+                if fields:
+                    assert kept.ended is read.ended
+                else:
+                    assert kept.dtype == read.dtype == np.float64
+                    np.testing.assert_array_equal(kept, read)
+
+
+def test_strange_numbers_survive(path):
+    row = [np.array([-np.inf, np.nan, -0.0, 5e-324, -0.1 - 0.2, np.float32(-1.1)]), np.zeros(0)]
+    read = journal._unpack(journal.json.loads(journal.json.dumps(journal._pack(row))))
+    for x, y in zip(row, read, strict=True):
+        assert x.tobytes() == y.tobytes()
+
+
+def test_a_damaged_line_is_done_again_and_no_other(engine, path):
+    with Journaled(Counting(engine), path) as journaled:
+        whole = recorded(journaled)
+    intact = path.read_bytes()
+    lines = intact.splitlines(keepends=True)
+    total = len(lines) - 1
+    assert total == 3
+
+    def flipped(line):
+        return line[:100] + bytes([line[100] ^ 1]) + line[101:]
+
+    cases = [
+        (intact[:-1], 1),
+        (intact[: -len(lines[-1]) // 2], 1),
+        (intact[: len(intact) - len(lines[-1]) + 3], 1),
+        (intact + b"\0" * 5000, 0),
+        (intact + lines[-1][:50], 0),
+        (b"".join([lines[0], flipped(lines[1]), *lines[2:]]), 1),
+        (b"".join([lines[0], lines[1], b"\xff\n\n", flipped(lines[2]), lines[3]]), 1),
+        (lines[0], total),
+        (HEADER[:4], total),
+        (b"", total),
+    ]
+    for damaged, missing in cases:
+        path.write_bytes(damaged)
+        for expected in (missing, 0):  # what is done again is kept, also behind what is damaged
+            counter = Counting(engine)
+            with Journaled(counter, path) as journaled:
+                same(recorded(journaled), whole)
+            assert counter.batches == expected, damaged[-60:]
+
+
+def test_another_call_is_other_work(engine, path):
+    def calls(**changed):
+        counter = Counting(engine)
+        options = {"max_new_tokens": 5, "temperature": 1.0, "seed": 1} | changed
+        prompts, n = options.pop("prompts", ["Tea?", "Bed?"]), options.pop("n", 2)
+        with Journaled(counter, path) as journaled:
+            first = journaled.generate(prompts, n, **options)
+        plain = engine.generate(prompts, n, **options)
+        for a, b in zip(*map(chain.from_iterable, (first, plain)), strict=True):
+            np.testing.assert_array_equal(a.tokens, b.tokens)
+        return counter.batches
+
+    assert calls() == 1
+    assert calls() == calls(keys=[0, 1]) == calls(seed=np.int64(1), keys=np.arange(2)) == 0
+    for other in (
+        {"prompts": ["Tea?", "Bed!"]},
+        {"n": 3},
+        {"max_new_tokens": 6},
+        {"temperature": 0.9},
+        {"seed": 2},
+        {"keys": [1, 0]},
+        {"guide": Writes([])},
+    ):
+        assert calls(**other) == 1, other
+        assert calls(**other) == 0, other
+
+
+def test_another_engine_is_other_work(engine, tiny_llm, path):
+    ask = {"max_new_tokens": 5, "temperature": 1.0, "seed": 1}
+    with Journaled(engine, path) as journaled:
+        journaled.generate(["Tea?"], 2, **ask)
+    counter = Counting(TransformersEngine(tiny_llm, dtype="bf16", device="cpu", batch_rows=16))
+    with Journaled(counter, path) as journaled:
+        journaled.generate(["Tea?"], 2, **ask)
+        assert journaled.dtype == "bf16"
+        assert journaled.model == tiny_llm
+        assert journaled.encode("Tea?") == engine.encode("Tea?")
+    assert counter.batches == 1
+
+
+def test_scores_of_other_replies_are_other_work(engine, path):
+    counter = Counting(engine)
+    with Journaled(counter, path) as journaled:
+        for replies in ([[[5, 6], [7]]], [[np.array([5, 6]), np.array([7])]], [[[5, 6], [8]]]):
+            expected = engine.score(["Tea?"], replies, temperature=0.8)
+            scores = journaled.score(["Tea?"], replies, temperature=0.8)
+            for x, y in zip(scores[0], expected[0], strict=True):
+                np.testing.assert_array_equal(x, y)
+    assert counter.batches == 2
+
+
+class Writes:
+    """A guide that inserts `words` after every third token, and ends a reply at its tenth."""
+
+    def __init__(self, words):
+        self.words, self.seen = words, []
+
+    def step(self, prompt, sample, tokens):
+        self.seen.append((prompt, sample, tuple(tokens)))
+        if len(tokens) >= 10:
+            return END
+        return self.words if len(tokens) % 3 == 0 else ()
+
+
+@pytest.mark.parametrize("words", [[9], [9, 8, 7, 6], [9] * 40])
+def test_the_guide_is_shown_what_it_was_shown(engine, path, words):
+    """Insertions of every length, also such as do not fit any more."""
+    ask = {"max_new_tokens": 20, "temperature": 1.0, "seed": 1}
+    first, second, third = Writes(words), Writes(words), Writes(words)
+    with Journaled(engine, path) as journaled:
+        journaled.generate(["Tea?", "My bed?"], 8, guide=first, **ask)
+    with Journaled(engine, path) as journaled:
+        journaled.generate(["Tea?", "My bed?"], 8, guide=second, **ask)
+        assert sorted(second.seen) == sorted(first.seen)
+        # a caller who has the results himself has shown them to his guide
+        had = dict(enumerate(journaled.generate(["Tea?", "My bed?"], 8, **ask)))
+        journaled.generate(["Tea?", "My bed?"], 8, guide=third, finished=had, **ask)
+        assert not third.seen
+    for other in ([9, 9], [], [10]):
+        with (
+            Journaled(engine, path) as journaled,
+            pytest.raises(BadInput, match="other insertions than this"),
+        ):
+            journaled.generate(["Tea?", "My bed?"], 8, guide=Writes(other), **ask)
+
+
+def test_calls_that_differ_in_their_guide_alone(engine, path):
+    ask = {"max_new_tokens": 12, "temperature": 1.0, "seed": 1}
+    for expected in (3, 0):
+        counter = Counting(engine)
+        with Journaled(counter, path) as journaled:
+            for words in ([9], [], [9, 8]):
+                ours = journaled.generate(["Tea?"], 4, guide=Writes(words), **ask)
+                plain = engine.generate(["Tea?"], 4, guide=Writes(words), **ask)
+                for x, y in zip(ours[0], plain[0], strict=True):
+                    np.testing.assert_array_equal(x.tokens, y.tokens)
+        assert counter.batches == expected
+
+
+def test_other_ads_in_the_same_journal(engine, path):
+    with Journaled(engine, path) as journaled:
+        recorded(journaled)
+    rivals = (Copy("Ad-1", "Iron Bed"), *ADS[1:])
+    with Journaled(engine, path) as journaled, pytest.raises(BadInput) as caught:
+        recorded(journaled, GUIDED, rivals)
+    assert "\n" not in str(caught.value)
+
+
+class Whole:
+    """Does all or nothing and never reports."""
+
+    model = "whole"
+
+    def generate(self, prompts, n, *, finished, **_):
+        self.asked = len(prompts) - len(finished)
+        one = Sample(np.arange(3), np.full(3, -1.0), np.zeros(3, dtype=bool), False)
+        return [[one] * n for _ in prompts]
+
+
+def test_engines_that_do_not_report(path):
+    ask = {"max_new_tokens": 3, "temperature": 1.0, "seed": 1}
+    told = []
+    for expected in (2, 0):
+        engine = Whole()
+        with Journaled(engine, path) as journaled:
+            journaled.generate(["a", "b"], 2, done=told.append, **ask)
+        assert engine.asked == expected
+    assert [sorted(each) for each in told] == [[0, 1], [0, 1]]
+
+
+def test_a_batch_that_is_finished_in_part_is_done_as_a_whole(engine, path):
+    """The engine shows the guide such a batch again; the journal then must not."""
+    ask = {"max_new_tokens": 20, "temperature": 1.0, "seed": 1}
+    guides = Writes([9]), Writes([9])
+    with Journaled(engine, path) as journaled:
+        whole = journaled.generate(["Tea?", "My bed?"], 4, guide=guides[0], **ask)
+        for results in journaled._known.values():
+            del results[0]
+        journaled._guided.clear()
+        again = journaled.generate(["Tea?", "My bed?"], 4, guide=guides[1], **ask)
+    assert sorted(guides[1].seen) == sorted(guides[0].seen)
+    for x, y in zip(*map(chain.from_iterable, (whole, again)), strict=True):
+        np.testing.assert_array_equal(x.log_probs, y.log_probs)
+
+
+def test_two_recorders_at_once(engine, path, caplog):
+    whole = recorded(engine)
+    first = Journaled(engine, path)
+    with caplog.at_level(logging.WARNING, logger="mechanisms"):
+        second = Journaled(engine, path)
+    assert "another process is recording the same; working without" in caplog.text
+    same(recorded(second), whole)
+    second.delete()
+    assert path.read_bytes() == HEADER  # what is not ours is left alone
+    same(recorded(first), whole)
+    first.delete()
+    assert not path.exists()
+    counter = Counting(engine)
+    with Journaled(counter, path) as third:
+        same(recorded(third), whole)
+    assert counter.batches == 3
+
+
+def test_a_journal_that_its_owner_removes_while_we_wait(engine, path, monkeypatch):
+    """We must not lock, and write, a file that is no longer there."""
+    path.write_bytes(HEADER)
+    lock, tries = journal._lock, []
+
+    def late(file):
+        if not tries:
+            path.unlink()
+        tries.append(file.name)
+        return lock(file)
+
+    monkeypatch.setattr(journal, "_lock", late)
+    with Journaled(engine, path):
+        assert path.read_bytes() == HEADER
+    assert len(tries) == 2
+
+
+def test_file_systems_without_locks(engine, path, monkeypatch, caplog):
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    same(recorded(Journaled(engine, path)), recorded(engine))
+    assert "cannot be locked (No locks available)" in caplog.text
+
+
+def test_paths_that_cannot_be_written(engine, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for bad in (tmp_path, tmp_path / "file" / "journal", "/proc/journal"):
+        with pytest.raises(BadInput, match="cannot write journal") as caught:
+            Journaled(engine, bad)
+        assert "\n" not in str(caught.value)
+        assert str(bad) in str(caught.value)
+    for text in ("notes of mine\n" * 9, "x", "admarket journal 0\n"):
+        (tmp_path / "notes").write_text(text)
+        with pytest.raises(BadInput, match="no journal of this version"):
+            Journaled(engine, tmp_path / "notes")
+        assert (tmp_path / "notes").read_text() == text
+
+
+def test_disk_full(engine, path, monkeypatch):
+    """Half a line goes through, then nothing: one line says so, and all before it is there."""
+    whole = recorded(engine)
+    room = 30_000
+    write = os.pwrite
+
+    def short(fd, data, at):
+        if at + len(data) <= room:
+            return write(fd, data, at)
+        if at >= room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data[: room - at], at)
+
+    monkeypatch.setattr(os, "pwrite", short)
+    with (
+        Journaled(Counting(engine), path) as journaled,
+        pytest.raises(BadInput, match=r"\(No space left on device\); make room") as caught,
+    ):
+        recorded(journaled)
+    assert "\n" not in str(caught.value)
+    assert path.stat().st_size == room
+    monkeypatch.undo()
+    counter = Counting(engine)
+    with Journaled(counter, path) as journaled:
+        same(recorded(journaled), whole)
+    assert 0 < counter.batches < 3
+
+
+# Forks of one process, since loading torch takes longer than all the rest.
+KILLED = """
+import os, signal, sys
+from mechanisms.llm.journal import Journaled
+from mechanisms.llm.transformers_engine import TransformersEngine
+from tests.mechanisms.test_journal import Counting, recorded
+
+class Deadly(Counting):
+    def burning(self, done):
+        def report(results):
+            done(results)
+            self.batches += 1
+            if self.batches == self.fuse:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return report
+
+engine = TransformersEngine(sys.argv[1], dtype="fp32", device="cpu", batch_rows=16)
+for fuse in (1, 1, 9):
+    child = os.fork()
+    if not child:
+        with Journaled(Deadly(engine, fuse), sys.argv[2]) as journaled:
+            print(recorded(journaled).content_hash, flush=True)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(status, open(sys.argv[2], "rb").read().count(b"\\n"), flush=True)
+"""
+
+
+def test_kill_9(engine, tiny_llm, path, monkeypatch):
+    """In the middle of it, and again; the lock goes with the process."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    command = [sys.executable, "-c", KILLED, tiny_llm, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    killed = -signal.SIGKILL
+    whole = recorded(engine).content_hash
+    expected = [f"{killed} 2", f"{killed} 3", whole, "0 4"]
+    assert done.stdout.splitlines() == expected, done.stderr
