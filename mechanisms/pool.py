@@ -37,6 +37,9 @@ class ReplyPool:
         exposure: (B, M, n) the ad is shown in the reply.
         malformed: (B, M) ad mentions that break the format or name no candidate ad.
         num_advertisers: N.
+        extras: further arrays (B, M, ...) by name, which some mechanisms read and others need not
+            know of: `log_ratios` (B, M, n), `log π_i(y)/π_ref(y)` of the LLM prompted on behalf of
+            advertiser i; see `ReplyPool.extra` for what to do where one is missing.
         replies: optional table, a row per (request, reply), with `text` and its measurements.
         requests: optional table, a row per request.
         manifest: how the pool came about (model, seed, conditions, ...).
@@ -50,6 +53,7 @@ class ReplyPool:
     exposure: Bools
     malformed: Floats
     num_advertisers: int
+    extras: Mapping[str, Floats] = field(default_factory=dict)
     replies: pl.DataFrame | None = None
     requests: pl.DataFrame | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict)
@@ -66,6 +70,7 @@ class ReplyPool:
         exposure: ArrayLike | None = None,
         malformed: ArrayLike | None = None,
         num_advertisers: int | None = None,
+        extras: Mapping[str, ArrayLike] | None = None,
         replies: pl.DataFrame | None = None,
         requests: pl.DataFrame | None = None,
         manifest: Mapping[str, Any] | None = None,
@@ -81,6 +86,7 @@ class ReplyPool:
             exposure: (B, M, n), default `ctr > 0`.
             malformed: (B, M), default 0.
             num_advertisers: N, default the largest index in `ads` plus one.
+            extras: arrays (B, M, ...) by name, finite.
             replies: table of B*M rows, request-major.
             requests: table of B rows.
             manifest: provenance, kept as it is.
@@ -119,6 +125,10 @@ class ReplyPool:
         for name, table, rows in (("replies", replies, B * M), ("requests", requests, B)):
             if table is not None and table.height != rows:
                 raise BadInput(f"table {name} has {table.height} rows; the arrays ask for {rows}")
+        further = {name: _array(name, array) for name, array in (extras or {}).items()}
+        for name, array in further.items():
+            if array.shape[:2] != shape:
+                raise BadInput(f"{name} has shape {array.shape}; give (B, M, ...) = {shape} + ...")
         return cls(
             ctr=ctr,
             log_ref=log_ref,
@@ -128,6 +138,7 @@ class ReplyPool:
             exposure=shown,
             malformed=_array("malformed", malformed, shape),
             num_advertisers=N,
+            extras=further,
             replies=replies,
             requests=requests,
             manifest=dict(manifest or {}),
@@ -198,8 +209,10 @@ class ReplyPool:
     def content_hash(self) -> str:
         """SHA-256 of everything a mechanism may read, and of the texts."""
         digest = hashlib.sha256()
-        for name in ("ctr", "log_ref", "log_gen", "quality", "ads", "exposure", "malformed"):
-            array = np.ascontiguousarray(getattr(self, name))
+        names = ("ctr", "log_ref", "log_gen", "quality", "ads", "exposure", "malformed")
+        arrays = {name: getattr(self, name) for name in names}
+        for name, array in (*arrays.items(), *sorted(self.extras.items())):
+            array = np.ascontiguousarray(array)
             digest.update(f"{name}{array.shape}{array.dtype.str}".encode())
             digest.update(array.tobytes())
         if self.replies is not None and "text" in self.replies.columns:
@@ -220,8 +233,19 @@ class ReplyPool:
             exposure=self.exposure[k],
             malformed=self.malformed[k],
             num_advertisers=self.num_advertisers,
+            extras={name: array[k] for name, array in self.extras.items()},
             manifest=self.manifest,
         )
+
+    def extra(self, name: str, needed_by: str, mend: str) -> Floats:
+        """The extra array `name`.
+
+        Raises:
+            BadInput: the pool has none; the message says who needs it and how to `mend` that.
+        """
+        if name not in self.extras:
+            raise BadInput(f"{needed_by} needs {name}, which these replies lack; {mend}")
+        return self.extras[name]
 
     def bids_by_request(self, bids: ArrayLike) -> Floats:
         """(B, n) bids from `bids` (N,) by advertiser or (B, n) by request.

@@ -1,13 +1,18 @@
 """Recording: an LLM writes candidate replies to requests, and a pool keeps all that was measured.
 
-Two ways to write replies with ads (`Design.generation`):
+Ways to write replies (`Design.generation`), all with exact importance weights to one
+reference:
 
+`reference` - by the reference policy itself, which seldom mentions an ad (weights 1).
 `guided` - guided insertion (DESIGN 3.0) by a mixture of conditions: `reference` (no ads), `guided`
     (all ads, at a larger rate than the reference policy's) and `single:i` (ad i only, so that every
-    ad has replies that show it alone). Weights are exact; nothing is scored.
-`context` - half the replies without ads, half under a prompt that names the ads, for LLMs that can
-    mention an ad when asked. Titles are parsed into the mention symbol and leave both densities;
-    all free tokens are scored under both prompts, and weights are against the mixture.
+    ad has replies that show it alone). Free tokens cancel; nothing is scored.
+`context` - under a prompt that names the ads, with guided insertion, and with titles in the LLM's
+    own words as mentions if `inline_rate` is above 0; all replies are scored under both prompts.
+`mixture` - half `guided`, half `context`; weights are against the mixture of all conditions.
+
+Two more are for mechanisms of their own and depend on bids: `auction` (the LLM reads the bids) and
+`token` (the LLMs of all advertisers write together).
 """
 
 from mechanisms.recording.design import Design, Features, Judgement, Request, Users

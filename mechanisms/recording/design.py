@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from mechanisms.errors import BadInput
-from mechanisms.insertion import InsertionPolicy, Rules
+from mechanisms.insertion import Rules
 from mechanisms.mentions import AdCopy
 from mechanisms.pool import Bools, Floats
 
-REFERENCE_PROMPT = "Question: {query}\n\nAnswer with practical advice in three short sentences."
+GENERATIONS = ("reference", "guided", "context", "mixture", "auction", "token")
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One query by one user, with its n candidate ads and the advertisers behind them."""
+    """One query by one user, with its n candidate ads and the advertisers behind them.
+
+    `bids` (n) are those under which replies are to be written, for generation that depends on bids;
+    None to draw a bid profile for every reply.
+    """
 
     query_id: str
     query: str
@@ -26,6 +28,7 @@ class Request:
     user: str
     ads: Sequence[AdCopy]
     advertisers: Sequence[int]
+    bids: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,13 @@ class Design:
 
     Attributes:
         replies: M.
-        generation: `guided` or `context`.
+        generation: see `mechanisms.recording`.
         mention_rate: ρ of the reference policy, per decision.
-        guided_rate: insertion probability of the condition `guided`, per decision.
+        guided_rate: insertion probability of the other conditions, per decision.
+        inline_rate: ε of the reference policy, per opening (`mechanisms.openings`). Above 0, titles
+            that the LLM writes in its own words under a prompt that names the ads are mentions; at
+            0 they are prose, which the reference LLM would hardly write.
+        log_ratios: also score all replies under the LLM prompted on behalf of each advertiser.
         temperature: sampling temperature; all densities are at this temperature.
         rules: when replies offer a decision and when they end.
     """
@@ -45,42 +52,23 @@ class Design:
     generation: str = "guided"
     mention_rate: float = 0.1
     guided_rate: float = 0.35
+    inline_rate: float = 0.0
+    log_ratios: bool = False
     temperature: float = 0.3
     rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self) -> None:
-        if self.generation not in ("guided", "context"):
+        if self.generation not in GENERATIONS:
             raise BadInput(
-                f"generation {self.generation!r} is unknown; choose 'guided' or 'context'"
+                f"generation {self.generation!r} is unknown; choose {', '.join(GENERATIONS)}"
             )
         if self.replies < 1:
             raise BadInput(f"replies is {self.replies}; record at least one reply a request")
         for name in ("mention_rate", "guided_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise BadInput(f"{name} is {getattr(self, name)}; give a probability in (0, 1)")
-
-    def policies(self, ads: int) -> list[tuple[InsertionPolicy, int]]:
-        """Conditions of guided insertion with their numbers of replies, summing to M.
-
-        Half of the replies show a single ad in turn, a sixth none, the rest any. Of the replies of
-        `single:i` the first inserts at its first decision, so that every ad has a reply that shows
-        it alone; the others do so with probability one half and else at their second decision,
-        which varies the place.
-        """
-        K, M = self.rules.decisions, self.replies
-        single = M // (2 * ads) if ads else 0
-        none = min(max(1, M // 6), M - single * ads) if ads else M
-        conditions = [(InsertionPolicy("reference", np.zeros(K), np.zeros(ads)), none)]
-        if guided := M - none - single * ads:
-            rates = np.full(K, self.guided_rate)
-            conditions.append((InsertionPolicy("guided", rates, np.ones(ads)), guided))
-        at_once, sooner_or_later = np.ones(K), np.where(np.arange(K) == 0, 0.5, 1.0)
-        for i, name in enumerate(f"single:{i}" for i in range(ads if single else 0)):
-            only = (np.arange(ads) == i).astype(np.float64)
-            conditions.append((InsertionPolicy(name, at_once, only), 1))
-            if single > 1:
-                conditions.append((InsertionPolicy(name, sooner_or_later, only), single - 1))
-        return conditions
+        if not 0 <= self.inline_rate < 1:
+            raise BadInput(f"inline_rate is {self.inline_rate}; give a probability in [0, 1)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +124,7 @@ class Written:
         nativeness: by ad mentioned, see `Features`.
         tokens: tokens written, mentions included.
         forged: attempts of the LLM at a mention of its own; taken apart in `text`.
-        events: by decision, see `mechanisms.insertion`.
+        events: at decisions and openings, in their order; see `mechanisms.insertion`.
     """
 
     text: str
@@ -147,3 +135,15 @@ class Written:
     tokens: int
     forged: int = 0
     events: Sequence[int] = ()
+
+
+class Recorded(NamedTuple):
+    """What a way of writing hands to `record`: replies, densities (B, M), and extras (B, M, ...).
+
+    `extras` become those of the pool.
+    """
+
+    written: list[list[Written]]
+    log_ref: Floats
+    log_gen: Floats
+    extras: dict[str, Floats]

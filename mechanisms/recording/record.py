@@ -11,10 +11,10 @@ import numpy as np
 from mechanisms.errors import BadInput
 from mechanisms.llm.base import Engine
 from mechanisms.pool import ReplyPool
-from mechanisms.recording.context import write_in_context
-from mechanisms.recording.design import REFERENCE_PROMPT, Design, Request, Users
-from mechanisms.recording.guided import write_guided
+from mechanisms.recording.conditions import REFERENCE_PROMPT
+from mechanisms.recording.design import Design, Recorded, Request, Users
 from mechanisms.recording.measure import measure, reply_table, request_table
+from mechanisms.recording.writing import write
 
 
 def record(
@@ -47,8 +47,7 @@ def record(
     counts = {len(request.ads) for request in requests}
     if len(counts) > 1:
         raise BadInput(f"requests have {sorted(counts)} candidate ads; give each the same number")
-    write = write_guided if design.generation == "guided" else write_in_context
-    written, log_ref, log_gen = write(requests, engine, design, seed, keys)
+    written, log_ref, log_gen, extras = _write(requests, engine, design, seed, keys)
     features = measure(requests, written)
     judged = users(requests, features)
     pool = ReplyPool.from_arrays(
@@ -62,6 +61,7 @@ def record(
         exposure=features.exposure,
         malformed=features.malformed,
         num_advertisers=num_advertisers,
+        extras=extras,
         replies=reply_table(written, features),
         requests=request_table(requests),
     )
@@ -77,6 +77,25 @@ def record(
         tokens=int(sum(reply.tokens for row in written for reply in row)),
         writing=describe(pool),
     )
+
+
+def _write(
+    requests: Sequence[Request],
+    engine: Engine,
+    design: Design,
+    seed: int,
+    keys: Sequence[int] | None,
+) -> Recorded:
+    """Replies by the way of writing that the design asks for."""
+    if design.generation == "auction":
+        from mechanisms.recording.auction import write_auction
+
+        return Recorded(*write_auction(requests, engine, design, seed, keys))
+    if design.generation == "token":
+        from mechanisms.recording.tokens import write_tokens
+
+        return Recorded(*write_tokens(requests, engine, design, seed, keys))
+    return write(requests, engine, design, seed, keys)
 
 
 def with_manifest(pool: ReplyPool, **entries: Any) -> ReplyPool:

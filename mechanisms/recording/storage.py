@@ -52,11 +52,13 @@ def save_pool(pool: ReplyPool, folder: str | Path) -> Path:
     requests = pl.DataFrame({"request": np.arange(B)}) if pool.requests is None else pool.requests
     columns = [pl.Series(f"pool_{name}", getattr(pool, name).ravel()) for name in _PER_REPLY]
     columns += [_lists(f"pool_{name}", getattr(pool, name).reshape(B * M, n)) for name in _PER_AD]
+    columns += [_lists(f"extra_{k}", each.reshape(B * M, -1)) for k, each in pool.extras.items()]
     manifest = {
         **pool.manifest,
         "schema": SCHEMA,
         "shape": [B, M, n],
         "num_advertisers": pool.num_advertisers,
+        "extras": {name: list(array.shape) for name, array in pool.extras.items()},
         "content_hash": pool.content_hash,
         "tables": [pool.replies is not None, pool.requests is not None],
     }
@@ -110,11 +112,16 @@ def _read(folder: Path, manifest: dict[str, Any]) -> ReplyPool:
     arrays |= {
         name: np.array(replies[f"pool_{name}"].to_list()).reshape(B, M, n) for name in _PER_AD
     }
+    extras = {
+        name: np.array(replies[f"extra_{name}"].to_list()).reshape(shape)
+        for name, shape in manifest.get("extras", {}).items()
+    }
     has_replies, has_requests = manifest["tables"]
     return ReplyPool.from_arrays(
         **arrays,
         ads=np.array(requests["pool_ads"].to_list(), dtype=np.int64).reshape(B, n),
         num_advertisers=manifest["num_advertisers"],
+        extras=extras,
         replies=_without_arrays(replies) if has_replies else None,
         requests=_without_arrays(requests) if has_requests else None,
         manifest=manifest,
@@ -170,4 +177,4 @@ def _lists(name: str, rows: np.ndarray) -> pl.Series:
 
 
 def _without_arrays(table: pl.DataFrame) -> pl.DataFrame:
-    return table.select(pl.exclude("^pool_.*$"))
+    return table.select(pl.exclude("^(pool|extra)_.*$"))

@@ -30,6 +30,7 @@ from mechanisms.insertion import (
 from mechanisms.llm.base import END, Sample
 from mechanisms.mentions import ends_sentence
 from mechanisms.recording import Design
+from mechanisms.recording.conditions import conditions
 from tests.tiny_llm import ADS
 
 quick = settings(max_examples=100, deadline=None)
@@ -109,9 +110,17 @@ def test_mixture_is_logsumexp(data, ads, decisions):
     events = every_event(ads, decisions)
     densities = np.exp([policy.log_density(events) for policy in mix])
     expected = (np.array(counts)[:, None] * densities).sum(0) / sum(counts)
-    got = np.exp(mixture_log_density(mix, counts, events))
+    got = np.exp(mixture_log_density(densities_of(mix, events), counts))
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-300)
-    assert not np.isnan(mixture_log_density(mix, counts, events)).any()
+    assert not np.isnan(mixture_log_density(densities_of(mix, events), counts)).any()
+
+
+def densities_of(policies, events):
+    return np.stack([policy.log_density(events) for policy in policies])
+
+
+def guided_conditions(design, ads):
+    return [(condition.policy, condition.count) for condition in conditions(design, ads)]
 
 
 class FakeEngine:
@@ -178,7 +187,7 @@ def simulate(policy, count, say, rules=None, ads=ADS, seed=0):
     guide = GuidedInsertion(engine, [ads], [[policy] * count], rules, seed)
     most = guide.max_new_tokens
     samples = engine.generate(["x"], count, max_new_tokens=most, seed=seed, guide=guide)
-    return guide.events(0), guide, samples[0]
+    return guide.events(0)[0], guide, samples[0]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +215,7 @@ def test_frequencies_are_the_densities(policy):
 
 def test_single_always_mentions():
     """Given two decisions, `single:i` shows ad i, and no other; some replies do at the first."""
-    policies = Design(replies=24).policies(3)
+    policies = guided_conditions(Design(replies=24), 3)
     assert sum(count for policy, count in policies if policy.name == "single:1") == 4
     for policy, _ in policies:
         if not policy.name.startswith("single:"):
@@ -225,16 +234,16 @@ def test_single_always_mentions():
 @pytest.mark.parametrize("ads", [1, 2, 3, 5])
 @pytest.mark.parametrize("M", [1, 2, 3, 7, 24, 60])
 def test_conditions_of_a_design(M, ads):
-    conditions = Design(replies=M).policies(ads)
-    assert sum(count for _, count in conditions) == M
-    assert all(count > 0 for _, count in conditions)
-    assert conditions[0][0].name == "reference"
-    assert np.all(conditions[0][0].rates == 0)
+    planned = guided_conditions(Design(replies=M), ads)
+    assert sum(count for _, count in planned) == M
+    assert all(count > 0 for _, count in planned)
+    assert planned[0][0].name == "reference"
+    assert np.all(planned[0][0].rates == 0)
     for i in range(ads if 2 * ads <= M else 0):
         # every ad has a reply that shows it as soon as there is a decision
-        at_once = [p for p, _ in conditions if p.name == f"single:{i}" and (p.rates == 1).all()]
+        at_once = [p for p, _ in planned if p.name == f"single:{i}" and (p.rates == 1).all()]
         assert len(at_once) == 1
-    assert [p.name for p, _ in Design(replies=M).policies(0)] == ["reference"]
+    assert [p.name for p, _ in guided_conditions(Design(replies=M), 0)] == ["reference"]
 
 
 @pytest.mark.parametrize("say", [steady, moody])
@@ -243,13 +252,13 @@ def test_weights_recover_the_reference_policy(say):
     count, rules, design = 6000, Rules(max_tokens=200), Design(replies=24)
     reference = reference_policy(3, rules, 0.1)
     truth = (simulate(reference, count, say, seed=1)[0] >= 0).mean(axis=0)
-    mixture = design.policies(3)
+    mixture = guided_conditions(design, 3)
     parts = []
     for c, (policy, share) in enumerate(mixture):
         parts.append(simulate(policy, count * share // 24, say, seed=2 + c)[0])
     events = np.concatenate(parts)
     counts = [len(part) for part in parts]
-    mix = mixture_log_density([p for p, _ in mixture], counts, events)
+    mix = mixture_log_density(densities_of([p for p, _ in mixture], events), counts)
     w = np.exp(reference.log_density(events) - mix)
     error = 1 / np.sqrt(count)
     assert w.mean() == pytest.approx(1, abs=4 * w.std() * error)
@@ -385,7 +394,9 @@ def test_no_ads():
         events, _, samples = simulate(policy, 5, steady, ads=())
         assert (events == UNREACHED).all()
         np.testing.assert_array_equal(policy.log_density(events), np.zeros(5))
-        np.testing.assert_array_equal(mixture_log_density([policy], [5], events), np.zeros(5))
+        np.testing.assert_array_equal(
+            mixture_log_density(densities_of([policy], events), [5]), np.zeros(5)
+        )
         assert all(len(sample.tokens) == 6 for sample in samples)
 
 
@@ -401,7 +412,7 @@ def test_streams_of_the_guide():
         )
         most = guide.max_new_tokens
         engine.generate(["x"] * len(keys), count, max_new_tokens=most, seed=0, guide=guide)
-        return [guide.events(p).tolist() for p in range(len(keys))]
+        return [guide.events(p)[0].tolist() for p in range(len(keys))]
 
     first, second = decide([4, 9], seed=1)
     assert decide([9], seed=1) == [second]

@@ -13,10 +13,10 @@ from mechanisms.insertion import NOTHING, PHRASES, UNREACHED, GuidedInsertion, R
 from mechanisms.llm.base import END, Sample
 from mechanisms.mentions import MENTION, parse, render
 from mechanisms.recording import Design, Request, describe, record
-from mechanisms.recording.context import CONTEXT_PROMPT
-from mechanisms.recording.design import REFERENCE_PROMPT, Written
-from mechanisms.recording.guided import close
+from mechanisms.recording.conditions import REFERENCE_PROMPT, conditions
+from mechanisms.recording.design import Written
 from mechanisms.recording.measure import count_sentences, measure
+from mechanisms.recording.writing import close
 from tests.tiny_llm import ADS, Copy, HashEncoder
 
 QUERIES = ("How do I sleep better?", "Which tea is good?", "Do my shoes fit?")
@@ -26,7 +26,9 @@ WORDS = (Copy("Ad-1", "like"), Copy("Ad-2", "just"), Copy("Ad-3", "less"))
 # The tiny LLM loops a lot; `loop` out of reach but where loops are the matter.
 RULES = Rules(max_tokens=120, loop=10**6)
 GUIDED = Design(replies=24, temperature=0.8, rules=RULES)
-CONTEXT = Design(replies=16, generation="context", temperature=0.8, rules=Rules(max_tokens=40))
+CONTEXT = Design(
+    replies=32, generation="mixture", inline_rate=0.05, temperature=0.8, rules=Rules(max_tokens=40)
+)
 
 
 def requests(ads=ADS, queries=QUERIES):
@@ -191,7 +193,7 @@ def test_free_tokens_are_what_the_llm_wrote(engine, guided):
     """`log_free` is the LLM's own score of all but the tokens of the mentions."""
     asked = requests()
     prompts = [REFERENCE_PROMPT.format(query=r.query) for r in asked]
-    policies = [policy for policy, count in GUIDED.policies(3) for _ in range(count)]
+    policies = [each.policy for each in conditions(GUIDED, 3) for _ in range(each.count)]
     guide = GuidedInsertion(engine, [ADS] * 3, [policies] * 3, RULES, 0)
     draw = {"max_new_tokens": guide.max_new_tokens, "temperature": 0.8, "seed": 0}
     samples = engine.generate(prompts, 24, guide=guide, **draw)
@@ -297,60 +299,6 @@ def test_close(text, closed):
     assert close(text) == closed
 
 
-def test_context_densities(engine, context):
-    """Free tokens under both prompts, titles left out, weights against the mixture."""
-    asked = requests(WORDS)
-    listed = "\n".join(f"- {ad.title}: {ad.text}" for ad in WORDS)
-    shown = context.exposure.sum(2)
-    plain = [REFERENCE_PROMPT.format(query=r.query) for r in asked]
-    named = [CONTEXT_PROMPT.format(query=r.query, ads=listed) for r in asked]
-    both = [
-        engine.generate(prompts, 8, max_new_tokens=40, temperature=0.8, seed=seed)
-        for prompts, seed in ((plain, 0), (named, 1))
-    ]
-    prose = 0
-    for b in range(3):
-        tokens = [sample.tokens for part in both for sample in part[b]]
-        scores = [
-            engine.score([prompts[b]], [tokens], temperature=0.8)[0] for prompts in (plain, named)
-        ]
-        titled = [bool(re.search(r"\b(like|just|less)\b", text)) for text in texts(context)[b]]
-        for j in np.flatnonzero(shown[b] == 0):
-            free, other = (score[j].sum() for score in scores)
-            boundaries = (context.log_ref[b, j] - free) / np.log(0.9)
-            assert boundaries == pytest.approx(round(boundaries), abs=1e-3)
-            assert -1e-3 < boundaries < 20
-            # A plain reply with a title in it cannot have come from the prompt that names ads.
-            assert j < 8 or not titled[j]
-            by_named = -np.inf if titled[j] else other
-            expected = np.logaddexp(free, by_named) + np.log(0.5)
-            assert context.log_gen[b, j] == pytest.approx(expected, abs=1e-3)
-            prose += titled[j]
-        for j in np.flatnonzero(shown[b]):
-            # the tokens of the title left both densities
-            assert context.log_ref[b, j] > scores[0][j].sum() + np.log(0.1 / 3) * shown[b, j] - 4
-            assert context.log_gen[b, j] > np.log(0.5) + scores[1][j].sum()
-    assert (shown[:, :8] == 0).all()  # plain replies hold no symbols
-    assert 0 < (shown[:, 8:] > 0).mean() < 1
-    assert prose > 0
-
-
-def test_context_keeps_characters_of_several_tokens(engine):
-    """An emoji takes several tokens; text and title spans come out whole."""
-    spoken = [engine.encode("😀 Try it, naïve like Tea Pot, 😀. It is “good” 😀.")]
-    assert any("\ufffd" in engine.decode([token]) for token in spoken[0])
-    pool = record(requests(queries=["Tea?"]), Speaking(engine, spoken), USERS, CONTEXT)
-    expected = "😀 Try it, naïve like @Tea Pot@[Ad-2], 😀. It is “good” 😀."
-    assert set(pool.replies["text"][8:]) == {expected}
-    assert set(pool.replies["text"][:8]) == {expected.replace("@[Ad-2]", "").replace("@", "")}
-    assert pool.exposure[:, 8:, 1].all()
-    assert not pool.exposure[:, :8].any()
-    # Ten nats a token in every score: as many tokens are free as the title does not touch.
-    free = engine.encode("😀 Try it, naïve like") + engine.encode(", 😀. It is “good” 😀.")
-    np.testing.assert_allclose(pool.replies["log_free"][8:], -10.0 * len(free))
-    np.testing.assert_allclose(pool.replies["log_free"][:8], -10.0 * len(spoken[0]))
-
-
 class Speaking:
     """An engine that says the same thing every time, at ten nats a token."""
 
@@ -411,7 +359,7 @@ def test_seeds(engine, design):
     np.testing.assert_allclose(alone.log_ref, first.log_ref[2:], atol=1e-3)
 
 
-@pytest.mark.parametrize("generation", ["guided", "context"])
+@pytest.mark.parametrize("generation", ["reference", "guided", "context", "mixture"])
 @pytest.mark.parametrize(("replies", "ads"), [(24, 1), (1, 3), (2, 3), (1, 1), (5, 0), (1, 0)])
 def test_small_pools(engine, generation, replies, ads):
     design = Design(replies, generation, temperature=0.8, rules=RULES)
@@ -419,25 +367,10 @@ def test_small_pools(engine, generation, replies, ads):
     assert pool.shape == (3, replies, ads)
     assert pool.num_advertisers == 4
     assert pool.replies.height == 3 * replies
-    assert (pool.exposure.sum(2) == 0).any(axis=1).all()
-    assert np.isfinite(list(describe(pool).values())).all()
-
-
-@pytest.mark.parametrize("replies", [1, 2, 6])
-def test_a_title_in_a_plain_reply_is_prose(engine, replies):
-    """It shows nobody, and its weight is that of any reply that only the plain prompt writes."""
-    spoken = [engine.encode("A tea pot. It is less.")]
-    ads = (Copy("Ad-1", "It"), Copy("Ad-2", "Tea Pot"))
-    pool = record(requests(ads), Speaking(engine, spoken), USERS, replace(CONTEXT, replies=replies))
-    plain = replies - replies // 2
-    assert not pool.exposure[:, :plain].any()
-    assert pool.exposure[:, plain:].all()
-    assert (pool.ctr[:, :plain] == 0).all()
-    assert (texts(pool)[:, :plain] == "A tea pot. It is less.").all()
-    # two sentences end, and half of the replies are plain (all, where there is one)
-    expected = 2 * np.log(0.9) - np.log(plain / replies)
-    np.testing.assert_allclose(pool.log_weights[:, :plain], expected)
+    if generation == "guided":
+        assert (pool.exposure.sum(2) == 0).any(axis=1).all()
     assert np.isfinite(pool.log_weights).all()
+    assert np.isfinite(list(describe(pool).values())).all()
 
 
 def test_bad_requests(engine):
@@ -455,15 +388,6 @@ def test_bad_requests(engine):
     ):
         with pytest.raises(BadInput, match=next(iter(wrong))):
             Design(**wrong)
-
-
-def test_boundaries_in_context(engine):
-    """Three sentences end, once each, and at one of them stands the mention, if it is one."""
-    spoken = engine.encode('It is "good." Try Tea Pot now (really)! So it is. And Dr. Moss, 3.5')
-    pool = record(requests(), Speaking(engine, [spoken]), USERS, replace(CONTEXT, replies=4))
-    symbols = pool.log_ref - pool.replies["log_free"].to_numpy().reshape(3, 4)
-    np.testing.assert_allclose(symbols[:, :2], 3 * np.log(0.9))
-    np.testing.assert_allclose(symbols[:, 2:], np.log(0.1 / 3) + 2 * np.log(0.9))
 
 
 def test_marks_in_a_title_do_not_move_the_other_ads(engine):
