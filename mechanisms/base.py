@@ -53,6 +53,10 @@ class Mechanism(ABC):
     """
 
     name: ClassVar[str]
+    generation: ClassVar[str | None] = None
+    """How replies must have been written for it (`mechanisms.recording`); None: any way."""
+    replies_follow_bids: ClassVar[bool] = False
+    """Whether the LLM that writes a live reply is told the bids."""
 
     @abstractmethod
     def allocate(self, pool: ReplyPool, bids: ArrayLike) -> Allocation:

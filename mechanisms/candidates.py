@@ -1,7 +1,8 @@
 """Mechanisms that draw the reply from a Gibbs allocation over candidate replies.
 
-They differ in two things only, and subclasses say just these: what a reply weighs before any bid
-(`base_log_weights`), and what advertisers pay for the outcome (`expected_payments`).
+Subclasses say what sets them apart, and just that: what a reply weighs before any bid
+(`base_log_weights`), what a bid is on (`features`), and what advertisers pay for the outcome
+(`expected_payments`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mechanisms.pool import Floats, ReplyPool
 
 @dataclass(frozen=True)
 class GibbsMechanism(Parametric, Mechanism):
-    """`π_j ∝ exp(base_j + Σ_i b_i·ctr_ji / tau)`, with a payment rule to be named.
+    """`π_j ∝ exp(base_j + Σ_i b_i·f_ji / tau)`, with a payment rule to be named.
 
     Attributes:
         tau: temperature, the weight of `KL(π‖π_ref)` in welfare, in money per nat.
@@ -35,6 +36,10 @@ class GibbsMechanism(Parametric, Mechanism):
         """(B, M) log-weight of each reply when nobody bids: its importance weight."""
         return pool.log_weights
 
+    def features(self, pool: ReplyPool) -> Floats:
+        """(B, M, n) what a unit of bid declares a reply to be worth, `r_i = b_i·f_i`: a click."""
+        return pool.ctr
+
     @abstractmethod
     def expected_payments(self, declared: Floats, log_z: Floats, log_z_without: Floats) -> Floats:
         """Expected payments from outcomes of any common shape (B, n, ...).
@@ -48,7 +53,7 @@ class GibbsMechanism(Parametric, Mechanism):
     def allocate(self, pool: ReplyPool, bids: ArrayLike) -> Allocation:
         """Expected outcome of `bids`, (N,) by advertiser or (B, n) by request."""
         by_request = pool.bids_by_request(bids)
-        return self._allocate(pool, by_request[:, None, :] * pool.ctr)
+        return self._allocate(pool, by_request[:, None, :] * self.features(pool))
 
     def counterfactual(
         self, pool: ReplyPool, bids: ArrayLike, alternatives: Floats
@@ -56,9 +61,12 @@ class GibbsMechanism(Parametric, Mechanism):
         """As `Mechanism.counterfactual`, by the kernel that shares the others' bids."""
         by_request = pool.bids_by_request(bids)
         grid = bid_grid(pool, alternatives)
-        tried = deviations(self.base_log_weights(pool), by_request, pool.ctr, grid, self.tau)
+        features = self.features(pool)
+        ctr = None if features is pool.ctr else pool.ctr
+        base = self.base_log_weights(pool)
+        tried = deviations(base, by_request, features, grid, self.tau, ctr)
         payments = self.expected_payments(
-            grid * tried.itctr, tried.log_z, tried.log_z_without[:, :, None]
+            tried.declared, tried.log_z, tried.log_z_without[:, :, None]
         )
         return tried.itctr, payments
 

@@ -56,11 +56,13 @@ class Deviations:
 
     Attributes:
         itctr: (B, n, G) the deviating advertiser's `E_π[ctr_i]`.
+        declared: (B, n, G) its declared value `g·E_π[feature_i]`.
         log_z: (B, n, G) `log Z` at the deviation.
         log_z_without: (B, n) `log Z(r_−i)`, which no deviation of i changes.
     """
 
     itctr: Floats
+    declared: Floats
     log_z: Floats
     log_z_without: Floats
 
@@ -93,33 +95,39 @@ def gibbs(log_weights: Floats, rewards: Floats, tau: float) -> Gibbs:
 
 
 def deviations(
-    log_weights: Floats, bids: Floats, ctr: Floats, alternatives: Floats, tau: float
+    log_weights: Floats,
+    bids: Floats,
+    features: Floats,
+    alternatives: Floats,
+    tau: float,
+    ctr: Floats | None = None,
 ) -> Deviations:
     """Outcomes of bids never made: the hot kernel, behind every learner with full feedback.
 
-    With bid g, advertiser i's log-scores are the line `L_−i,j + (g/tau)·ctr_ji`, where
-    `L_−i,j = log w_j + Σ_{k≠i} b_k·ctr_jk/tau` is computed once for all its bids.
+    With bid g, advertiser i's log-scores are the line `L_−i,j + (g/tau)·f_ji`, where
+    `L_−i,j = log w_j + Σ_{k≠i} b_k·f_jk/tau` is computed once for all its bids.
 
     Args:
         log_weights: (B, M) log importance weights, in nats.
-        bids: (B, n) bids played, per click.
-        ctr: (B, M, n) click probabilities.
+        bids: (B, n) bids played, per unit of the feature.
+        features: (B, M, n) what is bid on, `r_i = b_i·f_i`: click probabilities, or log-ratios.
         alternatives: (B, n, G) bids to try for ad i of request b; non-negative.
         tau: weight of the KL term, in money per nat.
+        ctr: (B, M, n) click probabilities, where they are not the features.
 
     Raises:
         BadInput: tau not positive and finite, or bids too large for it (`b/tau` overflows).
     """
     positive("tau", tau)
-    B, M, n = ctr.shape
+    B, M, n = features.shape
     G = alternatives.shape[2]
     with np.errstate(over="ignore", invalid="ignore"):
-        others = _log_scores(log_weights, bids[:, None, :] * ctr, 1.0 - np.eye(n), tau)
-        slopes = ctr.transpose(0, 2, 1).reshape(B * n, M)
+        others = _log_scores(log_weights, bids[:, None, :] * features, 1.0 - np.eye(n), tau)
+        slopes = features.transpose(0, 2, 1).reshape(B * n, M)
         steps = alternatives.reshape(B * n, G) / tau
         intercepts = others.reshape(B * n, M)
         peak = intercepts.max(axis=1, keepdims=True)
-        largest = slopes.max(initial=0) * steps.max(initial=0)
+        largest = np.abs(slopes).max(initial=0) * steps.max(initial=0)
     _refuse_overflow(peak, tau)
     _refuse_overflow(largest, tau)
     log_z_without = log_mean_exp(others)
@@ -128,11 +136,14 @@ def deviations(
     # half the passes over memory that broadcasting needs.
     lines = np.stack([intercepts - peak, slopes], axis=2)
     grid = np.stack([np.ones_like(steps), steps], axis=1)
-    moments = np.stack([np.ones_like(slopes), slopes], axis=1)
-    # Every line has an intercept <= 0, and one has 0: while no slope lifts a line out of range,
-    # the sums lie in [1, M·exp(600)] and need no further shift.
+    counted = [np.ones_like(slopes), slopes]
+    if ctr is not None:
+        counted.append(ctr.transpose(0, 2, 1).reshape(B * n, M))
+    moments = np.stack(counted, axis=1)
+    # Every line has an intercept <= 0, and one has 0: while no slope takes a line out of range,
+    # the sums lie in [exp(-600), M·exp(600)] and need no further shift.
     tame = largest < _SAFE_EXPONENT
-    itctr = np.empty((B * n, G))
+    mean, clicks = np.empty((B * n, G)), np.empty((B * n, G))
     log_z = np.empty((B * n, G))
     block = min(B * n, max(1, _BLOCK // max(1, M * G)))
     # one buffer for all blocks: asking the system for fresh memory each time costs as much as exp
@@ -145,13 +156,16 @@ def deviations(
             scores -= top
         np.exp(scores, out=scores)
         sums = moments[rows] @ scores
-        np.divide(sums[:, 1], sums[:, 0], out=itctr[rows])
+        np.divide(sums[:, 1], sums[:, 0], out=mean[rows])
+        if ctr is not None:
+            np.divide(sums[:, 2], sums[:, 0], out=clicks[rows])
         np.log(sums[:, 0], out=log_z[rows])
         if not tame:
             log_z[rows] += top[:, 0]
     log_z += peak - np.log(M)
     return Deviations(
-        itctr=itctr.reshape(B, n, G),
+        itctr=(mean if ctr is None else clicks).reshape(B, n, G),
+        declared=alternatives * mean.reshape(B, n, G),
         log_z=log_z.reshape(B, n, G),
         log_z_without=log_z_without,
     )

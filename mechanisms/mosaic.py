@@ -1,12 +1,15 @@
 """MOSAIC: a truthful auction whose outcome is an LLM reply (arXiv 2405.05905).
 
 The platform draws M candidate replies and picks one from the Gibbs allocation of the rewards
-`r_i(y_j)` that advertisers report, by default `b_i·ctr_ji` (`mechanisms.gibbs`). Rochet payments,
+`r_i(y_j)` that advertisers report, by default `b_i·ctr_ji` (`mechanisms.gibbs`). The paper's own
+experiments take `a_i·log(π_i(y)/π_ref(y))` instead, π_i being the LLM prompted on behalf of
+advertiser i; the weight a_i is then the bid, per nat. Rochet payments,
 
     p_i = E_π[r_i] − tau·[log Z(r) − log Z(r_−i)],
 
 leave each advertiser its marginal contribution to regularised welfare. So truth is optimal for any
 set of candidates, whatever the others report; and with `r >= 0` nobody truthful ends below 0.
+Log-ratios are negative too, and an advertiser may then lose by taking part.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from mechanisms.gibbs import check_weights
 from mechanisms.payments import rochet
 from mechanisms.pool import Floats, Ints, ReplyPool
 
+LOG_RATIOS_MISSING = "set replies.log_ratios to true and record again"
+
 
 @dataclass(frozen=True)
 class Mosaic(GibbsMechanism):
@@ -37,17 +42,27 @@ class Mosaic(GibbsMechanism):
         settlement: "expected" charges p_i whatever the reply; "realised" charges
             `r_i(y) − tau·[log Z(r) − log Z(r_−i)]` for reply y: the mean is p_i, and the
             advertiser's utility at its report is the same for every y.
+        reward: what a bid is per unit of: "clicks" (`r_i = b_i·ctr_i`) or "log-ratio" (of replies
+            recorded with `log_ratios`). Truth is optimal for advertisers who value just that.
     """
 
     name: ClassVar[str] = "mosaic"
 
     offset: bool = True
     settlement: Literal["expected", "realised"] = "expected"
+    reward: Literal["clicks", "log-ratio"] = "clicks"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("offset", self.offset, (True, False))
         one_of("settlement", self.settlement, ("expected", "realised"))
+        one_of("reward", self.reward, ("clicks", "log-ratio"))
+
+    def features(self, pool: ReplyPool) -> Floats:
+        """(B, M, n) click probabilities, or log-ratios in nats."""
+        if self.reward == "clicks":
+            return pool.ctr
+        return pool.extra("log_ratios", "mosaic with reward log-ratio", LOG_RATIOS_MISSING)
 
     def expected_payments(self, declared: Floats, log_z: Floats, log_z_without: Floats) -> Floats:
         """Rochet payments; see `mechanisms.payments.rochet`."""
@@ -82,7 +97,7 @@ class Mosaic(GibbsMechanism):
         clicks: NDArray[np.bool_],
     ) -> Floats:
         """(B, n) charges by the settlement chosen; clicks do not enter."""
-        return self._charge(bids[:, None, :] * pool.ctr, allocation, chosen)
+        return self._charge(bids[:, None, :] * self.features(pool), allocation, chosen)
 
     def _charge(self, rewards: Floats, allocation: Allocation, chosen: Ints) -> Floats:
         if self.settlement == "expected":

@@ -6,6 +6,8 @@ leading axes broadcast: requests B, and further ones where a rule prices counter
 
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 
 from mechanisms.pool import Bools, Floats, Ints
@@ -95,3 +97,48 @@ def gsp(bids: Floats, stand_alone: Floats, winners: Bools, reserve: float = 0.0)
     capped = np.where(following > 0, bids, 0.0)
     price = np.divide(following, stand_alone, out=capped, where=following < scores)
     return np.where(winners, np.minimum(np.maximum(price, reserve), bids), 0.0)
+
+
+def myerson_draws(bids: Floats, drawn: Floats, missed: Floats, by_count: Floats) -> Floats:
+    """Myerson's payments `b·x(b) − ∫_0^b x(z)dz` for k independent draws proportional to bids.
+
+    An ad is drawn with probability `t = q·b/(q·b + S)` each time and clicked at rate a_m if drawn m
+    times: `x = Σ_m C(k,m)·t^m·(1−t)^(k−m)·a_m`. Since `p = ∫ z dx(z)` and `z = (S/q)·t/(1−t)`,
+
+        p = (S/q)·Σ_{m<k} k·C(k−1,m)·(a_{m+1} − a_m)·J_m(t),  J_m = ∫_0^t s^{m+1}(1−s)^{k−2−m} ds,
+
+    with S/q = b·(1−t)/t. No terms cancel, and none is negative where a_m does not fall in m.
+
+    Args:
+        bids: (...) per click.
+        drawn: (...) t.
+        missed: (...) 1 − t, given for its own sake: its digits are lost where t is near 1.
+        by_count: (..., k+1) a_m, broadcast against the others.
+    """
+    k = by_count.shape[-1] - 1
+    steps = np.diff(by_count, axis=-1)
+    # a fall of rounding size is none
+    rounding = 1e-14 * by_count.max(axis=-1, keepdims=True)
+    steps = np.where((steps < 0) & (steps > -rounding), 0.0, steps)
+    total = steps[..., k - 1] * k * missed * _log_remainder(drawn, missed, k)
+    for m in range(k - 1):
+        powers = sum(
+            (-1) ** j * comb(k - 2 - m, j) / (m + 2 + j) * drawn**j for j in range(k - 1 - m)
+        )
+        total = total + steps[..., m] * k * comb(k - 1, m) * missed * drawn ** (m + 1) * powers
+    return bids * total
+
+
+def _log_remainder(t: Floats, rest: Floats, k: int) -> Floats:
+    """`∫_0^t s^k/(1−s) ds / t = (−log(1−t) − Σ_{j<=k} t^j/j) / t`, where `rest = 1 − t` > 0.
+
+    Below t = 0.1 the difference would cancel, and its series `Σ_{j>k} t^(j−1)/j` is summed instead.
+    At rest = 0, where it is infinite, finite: it is only used times `rest`.
+    """
+    small, large = np.minimum(t, 0.1), np.maximum(t, 0.1)
+    series = np.zeros_like(t)
+    for j in range(k + 16, k, -1):
+        series = series * small + 1.0 / j
+    head = sum(large**j / j for j in range(1, k + 1))
+    logs = -np.log(np.maximum(rest, np.finfo(np.float64).tiny))
+    return np.where(t < 0.1, series * small**k, (logs - head) / large)

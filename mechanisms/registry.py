@@ -9,10 +9,23 @@ from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
 from mechanisms.llm_auction.ideal import IdealLLMAuction
 from mechanisms.mosaic import Mosaic
+from mechanisms.pretrained import Pretrained
+from mechanisms.segment import SegmentAuction
 from mechanisms.slots import GSP, VCG, FirstPrice
+from mechanisms.token_auction import TokenAuction
 
 MECHANISMS: dict[str, type[Mechanism]] = {
-    mechanism.name: mechanism for mechanism in (Mosaic, IdealLLMAuction, FirstPrice, GSP, VCG)
+    mechanism.name: mechanism
+    for mechanism in (
+        Mosaic,
+        IdealLLMAuction,
+        FirstPrice,
+        GSP,
+        VCG,
+        SegmentAuction,
+        Pretrained,
+        TokenAuction,
+    )
 }
 
 

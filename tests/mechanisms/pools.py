@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ VARIANTS = {
     "mosaic-realised": ("mosaic", {"tau": 0.2, "settlement": "realised"}),
     "mosaic-no-offset": ("mosaic", {"tau": 0.05, "offset": False}),
     "mosaic-cold": ("mosaic", {"tau": 1e-6}),
+    "mosaic-log-ratio": ("mosaic", {"tau": 0.5, "reward": "log-ratio"}),
     "ideal": ("llm-auction-ideal", {"tau": 0.2}),
     "ideal-users": ("llm-auction-ideal", {"tau": 0.2, "user_weight": 0.4, "max_ads": 1}),
     "first-price": ("first-price", {}),
@@ -26,6 +29,9 @@ VARIANTS = {
     "gsp-reserve": ("gsp", {"slots": 2, "reserve": 0.4}),
     "vcg": ("vcg", {}),
     "vcg-reserve": ("vcg", {"slots": 2, "reserve": 0.4}),
+    "segment": ("segment", {}),
+    "segments-2": ("segment", {"segments": 2}),
+    "segments-3": ("segment", {"segments": 3, "no_ad": 0.3}),
 }
 
 
@@ -58,7 +64,14 @@ def pools(draw, max_requests=3, max_replies=7, max_ads=4, min_ads=0):
         quality=rng.random((B, M)),
         exposure=exposure,
         malformed=rng.integers(0, 3, (B, M)),
+        extras={"log_ratios": rng.normal(0, 2, ctr.shape)},
     )
+
+
+def rich(pool):
+    """The pool with every extra array that a mechanism may ask for."""
+    extras = {"log_ratios": np.random.default_rng(7).normal(0, 2, pool.shape)}
+    return replace(pool, extras=extras)
 
 
 @st.composite
@@ -101,6 +114,7 @@ def permuted(pool, order):
         quality=pool.quality,
         exposure=pool.exposure[:, :, order],
         malformed=pool.malformed,
+        extras={name: array[:, :, order] for name, array in pool.extras.items()},
     )
 
 

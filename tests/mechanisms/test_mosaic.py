@@ -180,6 +180,36 @@ def test_reports_of_bids_times_ctr_are_bids(market, tau, settlement):
         np.testing.assert_array_equal(getattr(by_reports, field), getattr(by_bids, field))
 
 
+@quick
+@given(markets(min_ads=1), taus, offsets)
+def test_bids_on_log_ratios_are_reports_of_them(market, tau, offset):
+    """And so truth is optimal for who values log-ratios, at v per nat."""
+    pool, values, _ = market
+    mechanism = Mosaic(tau, offset, reward="log-ratio")
+    ratios = pool.extras["log_ratios"]
+    reports = values[:, None, :] * ratios
+    by_bids, by_reports = mechanism.allocate(pool, values), Mosaic(tau, offset)
+    for field in fields:
+        expected = getattr(by_reports.allocate_reports(pool, reports), field)
+        np.testing.assert_array_equal(getattr(by_bids, field), expected)
+
+    def utility(bids):
+        found = mechanism.allocate(pool, bids)
+        return values[:, 0] * (found.probabilities * ratios[:, :, 0]).sum(1) - found.payments[:, 0]
+
+    best = utility(values)
+    for factor in (0.0, 0.5, 0.95, 1.05, 2.0):
+        lie = values.copy()
+        lie[:, 0] *= factor
+        assert (utility(lie) <= best + 1e-9 * (1 + abs(best))).all()
+
+
+def test_log_ratios_need_recording():
+    pool = ReplyPool.from_arrays([[[0.5]]])
+    with pytest.raises(BadInput, match=r"replies\.log_ratios"):
+        Mosaic(0.1, reward="log-ratio").allocate(pool, [1.0])
+
+
 def test_one_reply_costs_nothing():
     pool = ReplyPool.from_arrays([[[0.5, 0.25]]])
     found = Mosaic(0.1).allocate(pool, [3.0, 1.0])

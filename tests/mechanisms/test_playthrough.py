@@ -28,6 +28,7 @@ PLAYS = {
     "first-price": [{}, {"slots": 2}, {"slots": 2, "reserve": 2.0}],
     "gsp": [{}, {"slots": 2}, {"slots": 2, "reserve": 2.0}],
     "vcg": [{}, {"slots": 2}, {"slots": 2, "reserve": 2.0}],
+    "segment": [{}, {"no_ad": 0.5}, {"segments": 2}, {"segments": 3, "no_ad": 0.5}],
 }
 BIDS = np.array([2.5, 1.5, 3.0])
 GRID = np.array([0.0, 1.0, 2.0, 4.0])

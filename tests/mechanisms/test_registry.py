@@ -15,7 +15,16 @@ def test_parameters_rebuild_the_mechanism(key):
 
 
 def test_names():
-    assert list(MECHANISMS) == ["mosaic", "llm-auction-ideal", "first-price", "gsp", "vcg"]
+    assert list(MECHANISMS) == [
+        "mosaic",
+        "llm-auction-ideal",
+        "first-price",
+        "gsp",
+        "vcg",
+        "segment",
+        "pretrained",
+        "token",
+    ]
     defaults = {"tau": 0.3, "offset": True, "settlement": "expected"}
     assert make_mechanism("mosaic", tau=0.3).parameters == defaults
 
@@ -34,6 +43,10 @@ def test_names():
         ("llm-auction-ideal", {"tau": 1, "max_ads": 1.5}, "max_ads is 1.5; give a whole number"),
         ("gsp", {"slots": 0}, "slots is 0; give a whole number >= 1"),
         ("vcg", {"reserve": float("inf")}, "reserve is inf"),
+        ("segment", {"segments": 4}, "segments is 4; give one of 1, 2, 3"),
+        ("segment", {"segments": 1.0}, "segments is 1.0; give one of 1, 2, 3"),
+        ("segment", {"no_ad": -1}, "no_ad is -1; give a finite number >= 0"),
+        ("segment", {"reserve": 1}, "no parameter 'reserve'; it has segments, no_ad"),
         ("first-price", {"tau": 1}, "no parameter 'tau'; it has slots, reserve"),
     ],
 )
