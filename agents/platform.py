@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import mesa
 import numpy as np
@@ -34,23 +35,40 @@ class Tally:
     charges: Floats
 
 
+class LiveSource(Protocol):
+    """Where live replies come from."""
+
+    def replies(self, requests: Ints, bids: Floats) -> ReplyPool:
+        """Fresh candidate replies to `requests` (k,), which advertisers bid `bids` (k, n) on."""
+
+
 class Platform(mesa.Agent):
     """Runs a mechanism on a pool for R replications at once.
 
     Requests are given as (R, B) indices into the pool and flattened, replication first, so that one
-    call of the mechanism serves them all.
+    call of the mechanism serves them all. With a `live` source their replies are written in the
+    round, by one call of the LLM for all of them; else they are those of the pool.
     """
 
-    def __init__(self, model: mesa.Model, mechanism: Mechanism, pool: ReplyPool) -> None:
+    def __init__(
+        self,
+        model: mesa.Model,
+        mechanism: Mechanism,
+        pool: ReplyPool,
+        live: LiveSource | None = None,
+    ) -> None:
         super().__init__(model)
         self.mechanism = mechanism
         self.pool = pool
+        self.live = live
         self._batch: tuple[Ints, ReplyPool] | None = None
 
     def serve(self, requests: Ints, bids: Floats, rng: np.random.Generator) -> Outcome:
         """Auction `requests` (R, B) under `bids` (R, N); the outcome has R*B requests."""
-        batch = self.batch(requests)
-        return self.mechanism.run(batch, self._by_request(requests, bids), rng)
+        by_request = self._by_request(requests, bids)
+        if self.live is not None:
+            self._batch = (requests, self.live.replies(requests.ravel(), by_request))
+        return self.mechanism.run(self.batch(requests), by_request, rng)
 
     def counterfactual(self, requests: Ints, bids: Floats, grids: Floats) -> tuple[Floats, Floats]:
         """Expected clicks and payments, both (R, N, G), had one advertiser bid along its grid.
@@ -61,6 +79,9 @@ class Platform(mesa.Agent):
             grids: (N, G) bids to try.
         """
         batch = self.batch(requests)
+        if self.live is not None and self.mechanism.replies_follow_bids:
+            # What the LLM would have written under other bids is known from the recording only.
+            batch = self.pool.take(requests.ravel())
         clicks, payments = self.mechanism.counterfactual(
             batch, self._by_request(requests, bids), grids[batch.ads]
         )
@@ -83,21 +104,21 @@ class Platform(mesa.Agent):
         return Tally(**{name: self._sum(requests, amount) for name, amount in amounts.items()})
 
     def batch(self, requests: Ints) -> ReplyPool:
-        """The pool of the flattened `requests`; kept for the round, which asks for it thrice."""
+        """The replies to the flattened `requests`; kept for the round, which asks for it thrice."""
         if self._batch is None or self._batch[0] is not requests:
             self._batch = (requests, self.pool.take(requests.ravel()))
         return self._batch[1]
 
     def _by_request(self, requests: Ints, bids: Floats) -> Floats:
         replication = np.repeat(np.arange(len(bids)), requests.shape[1])
-        return bids[replication[:, None], self.batch(requests).ads]
+        return bids[replication[:, None], self.pool.ads[requests.ravel()]]
 
     def _sum(self, requests: Ints, amounts: Floats) -> Floats:
         """(R, N, ...) sums of `amounts` (R*B, n, ...) by replication and advertiser."""
         R, B = requests.shape
         N = self.pool.num_advertisers
         tail = amounts.shape[2:]
-        bins = self.batch(requests).ads + N * np.repeat(np.arange(R), B)[:, None]
+        bins = self.pool.ads[requests.ravel()] + N * np.repeat(np.arange(R), B)[:, None]
         if tail:
             width = int(np.prod(tail))
             bins = bins[..., None] * width + np.arange(width)

@@ -11,7 +11,7 @@ import torch
 from market.catalog import Catalog
 from mechanisms.llm.transformers_engine import DTYPES, TransformersEngine
 from mechanisms.llm.weights import locate
-from mechanisms.recording.design import REFERENCE_PROMPT
+from mechanisms.recording.conditions import REFERENCE_PROMPT
 
 NEW_TOKENS = 64
 TEMPERATURE = 0.7
@@ -101,10 +101,24 @@ def _theirs(
         write(rows[at : at + batch], NEW_TOKENS)
     generated = time.perf_counter() - start
     start = time.perf_counter()
+    score_from_scratch(network, prompts, replies)
+    return generated, time.perf_counter() - start
+
+
+@torch.inference_mode()
+def score_from_scratch(network: torch.nn.Module, prompts: list[list[int]], replies: list) -> None:
+    """Score each prompt's replies by a full forward pass over prompt and reply, 32 at once.
+
+    Replies of a batch are sorted by length and padded on the right.
+    """
     for ids, row in zip(prompts, replies, strict=True):
-        for at in range(0, len(row), 32):
-            part = torch.tensor(np.array(row[at : at + 32]))
+        ordered = sorted(row, key=len)
+        for at in range(0, len(ordered), 32):
+            some = ordered[at : at + 32]
+            longest = max(map(len, some))
+            part = torch.tensor(
+                [[*map(int, reply), *[0] * (longest - len(reply))] for reply in some]
+            )
             whole = torch.cat([torch.tensor([ids] * len(part)), part], dim=1)
             logits = network(whole).logits[:, len(ids) - 1 : -1].float() / TEMPERATURE
             torch.log_softmax(logits, dim=-1).gather(2, part[..., None])
-    return generated, time.perf_counter() - start

@@ -84,11 +84,77 @@ def bench(
     requests: Annotated[int, typer.Option(min=1, help="Prompts to generate from.")] = 8,
     replies: Annotated[int, typer.Option(min=1, help="Replies per prompt.")] = 24,
 ) -> None:
-    """Time the engine against transformers' own `generate` and prompt-recomputing scoring."""
+    """Time the engine against transformers' own means, and recording against the bare engine."""
     from experiments.bench import recording
+    from experiments.bench_recording import overhead
 
-    for line in recording(model, dtype, requests, replies, _say):
-        print(line)
+    for part in (recording, overhead):
+        for line in part(model, dtype, requests, replies, _say):
+            print(line)
+
+
+@app.command()
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="Which paper's experiments: mosaic.")],
+    scenario: Annotated[
+        str | None, typer.Option(help="Scenario; default the bundled one of the paper's name.")
+    ] = None,
+    catalog: CatalogOption = None,
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default results/reproduce-PAPER.")
+    ] = None,
+) -> None:
+    """Ask a paper's questions again, in figures and sentences with intervals."""
+    from experiments.reproduce import PAPERS
+
+    if paper not in PAPERS:
+        raise BadInput(f"no reproduction of {paper!r}; there is one of {', '.join(PAPERS)}")
+    described = _load(scenario or paper, catalog)
+    folder = out or Path("results") / f"reproduce-{described.name}"
+    print(PAPERS[paper](described, seed, folder, _say))
+
+
+@app.command("live-check")
+def live_check(
+    scenario: ScenarioArgument = "default",
+    catalog: CatalogOption = None,
+    requests: Annotated[int, typer.Option(min=2, help="Requests served in each mode.")] = 208,
+    replies: Annotated[int, typer.Option(min=1, help="Candidate replies per request.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the LLM and the bootstrap.")] = 0,
+) -> None:
+    """Show that recorded and live mode agree, within a bootstrap interval; exit 1 if not."""
+    from experiments.live_check import live_check as check
+
+    described = _load(scenario, catalog)
+    spec = {**described.replies.model_dump(), "per_request": replies, "context_probe": 0}
+    found = check(described.with_(replies=spec), requests, seed, say=_say)
+    for row in found.table.iter_rows(named=True):
+        print(
+            f"{row['quantity']:<48} recorded {row['recorded']:.5f}  live {row['live']:.5f}  "
+            f"difference {row['difference']:+.5f} [{row['low']:+.5f}, {row['high']:+.5f}], "
+            f"jointly within {row['reach']:.5f}"
+        )
+    print(f"{'agree' if found.agree else 'DISAGREE'} over {found.requests} requests")
+    if not found.agree:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Option(help="The LLM that engines are to run.")] = "smollm2-135m",
+    server: Annotated[
+        str | None, typer.Option(help="Address of an OpenAI-compatible server.")
+    ] = None,
+    deep: Annotated[
+        bool, typer.Option(help="Have each engine write and score a sentence.")
+    ] = False,
+) -> None:
+    """Say which engines work on this machine, and why not; exit 1 if none does."""
+    from experiments.doctor import diagnose
+
+    if not diagnose(model, server, deep):
+        raise typer.Exit(1)
 
 
 def _load(name: str, catalog: str | None):

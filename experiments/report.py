@@ -99,7 +99,8 @@ def write_report(
     labels = list(result.summary)
     page = environment.get_template("report.html").render(
         title=title,
-        replies_label=replies_label(pool.manifest),
+        replies_label=replies_label(pool.manifest)
+        + (", anew in every round" if manifest.get("replies") == "live" else ""),
         scale=scale(scenario, result),
         labels=labels,
         findings=list(findings(result, best)),

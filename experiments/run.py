@@ -7,13 +7,9 @@ fails or is interrupted leaves what was there before.
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +18,11 @@ import polars as pl
 
 from agents.learners.base import Population
 from experiments.best_response import best_responses
+from experiments.provenance import where
 from experiments.samples import SampleReply, sample_replies
 from experiments.tables import last_quarter
-from market.environment import make_pool, titles
+from market.environment import make_pool, open_engine, titles
+from market.live import LiveReplies
 from market.model import MarketModel
 from market.result import Result
 from market.scenario import Scenario
@@ -42,18 +40,22 @@ CONTENTS = (
     "figures/advertisers.png",
     "figures/bids.png",
     "figures/market.png",
+    "live_replies.parquet",
     "manifest.json",
     "report.html",
     "rounds.parquet",
     "scenario.yaml",
     "summary.json",
 )
-REPORTED = ("admarket", "mesa", "numpy", "polars", "torch", "transformers", "scipy", "seaborn")
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run: its result, the independent best responses, and what was traded on."""
+    """A finished run: its result, the independent best responses, and what was traded on.
+
+    `pools` are those by mechanism, most of them `pool`; `live` has all replies written in live
+    mode, by mechanism and round, and is None in recorded mode.
+    """
 
     scenario: Scenario
     seed: int
@@ -61,6 +63,8 @@ class Run:
     result: Result
     best: pl.DataFrame
     samples: dict[str, list[SampleReply]]
+    pools: dict[str, ReplyPool] = field(default_factory=dict)
+    live: pl.DataFrame | None = None
 
 
 def run(
@@ -81,18 +85,38 @@ def run(
         progress: show progress bars (on a terminal only).
     """
     pool = make_pool(scenario, say) if pool is None else pool
-    check_weights(pool)
     names = titles(pool)
-    results, best, samples = [], [], {}
+    results, best, samples, pools, written = [], [], {}, {}, []
+    engine = open_engine(scenario) if scenario.replies.source == "live" else None
     for arm in (scenario.mechanism, *scenario.beside):
         mechanism = make_mechanism(arm.name, **arm.parameters)
+        way = mechanism.generation
+        if way == scenario.replies.generation or scenario.replies.source == "synthetic":
+            way = None
+        traded = pool if way is None else make_pool(scenario, say, way)
+        check_weights(traded)
+        live = None if engine is None else LiveReplies.of(scenario, traded, seed, way, engine)
         say(f"market: {scenario.rounds} rounds x {scenario.replications} under {arm.name}")
-        model = MarketModel(scenario, seed, pool=pool, mechanism=mechanism, titles=names)
+        model = MarketModel(
+            scenario, seed, pool=traded, live=live, mechanism=mechanism, titles=names
+        )
         result = model.run(progress=progress)
         results.append(result)
-        best.append(best_responses(mechanism, pool, population(scenario)).labelled(arm.name))
-        samples[arm.name] = _samples(pool, mechanism, result, seed)
-    return Run(scenario, seed, pool, Result.concat(results), pl.concat(best), samples)
+        best.append(best_responses(mechanism, traded, population(scenario)).labelled(arm.name))
+        samples[arm.name] = _samples(traded, mechanism, result, seed)
+        pools[arm.name] = traded
+        if live is not None:
+            written.append(live.table().with_columns(pl.lit(arm.name).alias("mechanism")))
+    return Run(
+        scenario,
+        seed,
+        pool,
+        Result.concat(results),
+        pl.concat(best),
+        samples,
+        pools,
+        pl.concat(written, how="diagonal") if written else None,
+    )
 
 
 def population(scenario: Scenario) -> Population:
@@ -161,21 +185,15 @@ def provenance(finished: Run) -> dict[str, Any]:
     return {
         "seed": finished.seed,
         "environment_seed": finished.scenario.environment_seed,
-        "replies": manifest.get("source", "arrays"),
+        "replies": "live" if finished.live is not None else manifest.get("source", "arrays"),
         "model": manifest.get("model"),
         "pool_hash": finished.pool.content_hash,
         # DESIGN 3.1: below 2 an auction rests on a single reply, and the result must say so.
         "effective_sample_size_min": float(finished.pool.effective_sample_size.min()),
         "low_effective_sample_size": bool(finished.pool.effective_sample_size.min() < 2),
+        "pool_hash_by_mechanism": {n: each.content_hash for n, each in finished.pools.items()},
         "pool": {k: v for k, v in manifest.items() if k not in ("content_hash", "schema")},
-        "revision": _revision(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in REPORTED},
-        "hardware": {
-            "machine": platform.machine(),
-            "system": platform.system(),
-            "cores": os.cpu_count(),
-        },
+        **where(),
     }
 
 
@@ -186,6 +204,8 @@ def _fill(finished: Run, folder: Path) -> None:
     result, manifest = finished.result, provenance(finished)
     result.save(folder)
     finished.best.write_parquet(folder / "best_responses.parquet")
+    if finished.live is not None:
+        finished.live.write_parquet(folder / "live_replies.parquet")
     (folder / "scenario.yaml").write_text(finished.scenario.to_yaml(), encoding="utf-8")
     text = json.dumps(manifest, indent=2, sort_keys=True)
     (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
@@ -222,21 +242,3 @@ def settled_bids(result: Result) -> Floats:
     late = last_quarter(result.advertisers)
     means = late.group_by("advertiser").agg(pl.col("bid").mean()).sort("advertiser")
     return means["bid"].to_numpy()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _revision() -> str | None:
-    """The git revision of this source tree, with `+` if it was changed since; None outside one."""
-    here = Path(__file__).parent
-    try:
-        describe = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
-        done = subprocess.run(describe, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -6,10 +6,11 @@ machine; recording needs the LLM, everything after it does not.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +21,34 @@ from market.retrieval import retrieve
 from market.scenario import Scenario
 from mechanisms.errors import BadInput
 from mechanisms.insertion import PHRASES
+from mechanisms.llm.base import Engine
 from mechanisms.llm.encoder import TextEncoder
+from mechanisms.llm.engines import make_engine
+from mechanisms.llm.journal import Journaled
 from mechanisms.llm.weights import cache_dir, identity
 from mechanisms.pool import Floats, ReplyPool
-from mechanisms.recording import Design, Request, describe, load_pool, record, save_pool
-from mechanisms.recording.context import CONTEXT_PROMPT
-from mechanisms.recording.design import REFERENCE_PROMPT
+from mechanisms.recording import Request, describe, load_pool, record, save_pool
+from mechanisms.recording.conditions import ADVERTISER_PROMPT, CONTEXT_PROMPT, REFERENCE_PROMPT
 from mechanisms.recording.record import with_manifest
 
-RECIPE = 7
+RECIPE = 8
 """Raise when the same key would be recorded differently, so that old pools are not reused."""
 QUERIES, USERS, SYNTHETIC = 1, 2, 3
 
 
-def make_pool(scenario: Scenario, say: Callable[[str], None] = lambda _: None) -> ReplyPool:
+def make_pool(
+    scenario: Scenario,
+    say: Callable[[str], None] = lambda _: None,
+    generation: str | None = None,
+    salt: int = 0,
+) -> ReplyPool:
     """The scenario's candidate replies: drawn, from the cache, or recorded and kept.
 
     Args:
         scenario: what is needed.
         say: told in a line what is going on, since recording takes minutes.
+        generation: how replies are to be written, if not as the scenario says.
+        salt: recordings with different salts are independent.
     """
     if scenario.replies.source == "synthetic":
         return ReplyPool.synthetic(
@@ -48,13 +58,26 @@ def make_pool(scenario: Scenario, say: Callable[[str], None] = lambda _: None) -
             scenario.stream(SYNTHETIC),
             advertisers=scenario.num_advertisers,
         )
+    if generation is not None:
+        scenario = written_by(scenario, generation)
     requests, users = make_requests(scenario)
-    folder = pool_folder(scenario, requests, users)
+    folder = pool_folder(scenario, requests, users, salt)
     if (folder / "manifest.json").exists():
         say(f"candidate replies: reusing {folder}")
         return load_pool(folder)
+    journal = folder.with_name(f".{folder.name}.journal")
     # Read back, so that a first run sees exactly what later runs will.
-    return load_pool(save_pool(record_pool(scenario, requests, users, say), folder))
+    pool = load_pool(save_pool(record_pool(scenario, requests, users, say, journal, salt), folder))
+    journal.unlink(missing_ok=True)
+    return pool
+
+
+def written_by(scenario: Scenario, generation: str) -> Scenario:
+    """The scenario with replies written in another way; without what only `guided` has."""
+    spec = scenario.replies.model_dump()
+    if generation in ("auction", "token"):
+        spec |= {"context_probe": 0, "log_ratios": False, "inline_rate": 0.0}
+    return scenario.with_(replies={**spec, "generation": generation})
 
 
 def record_pool(
@@ -62,51 +85,62 @@ def record_pool(
     requests: Sequence[Request],
     users: BehaviouralUsers,
     say: Callable[[str], None],
+    journal: Path | None = None,
+    salt: int = 0,
 ) -> ReplyPool:
-    """Have the scenario's LLM write the replies, and probe context-aware generation beside."""
-    from mechanisms.llm.transformers_engine import TransformersEngine
+    """Have the scenario's LLM write the replies, and probe context-aware generation beside.
 
+    What the LLM has done is kept in `journal` as it comes, so that an interrupted recording goes on
+    where it was.
+    """
     spec = scenario.replies
-    engine = TransformersEngine(spec.model, dtype=spec.dtype)
-    say(
-        f"candidate replies: {spec.model} writes {spec.per_request} to each of "
-        f"{len(requests)} requests (once; kept for later runs)"
-    )
-    seed = scenario.environment_seed
-    pool = record(
-        requests, engine, users, spec.design, seed=seed, num_advertisers=scenario.num_advertisers
-    )
-    if not spec.context_probe:
-        return pool
-    probed = requests[: spec.context_probe]
-    design = Design(
-        replies=min(spec.per_request, 16),
-        generation="context",
-        mention_rate=spec.mention_rate,
-        temperature=spec.temperature,
-        rules=spec.design.rules,
-    )
-    tried = record(
-        probed, engine, users, design, seed=seed, num_advertisers=scenario.num_advertisers
-    )
-    return with_manifest(
-        pool, context_probe={"requests": len(probed), "replies": design.replies, **describe(tried)}
-    )
+    with contextlib.ExitStack() as stack:
+        engine = open_engine(scenario)
+        if journal is not None:
+            engine = stack.enter_context(Journaled(engine, journal))
+        say(
+            f"candidate replies: {spec.model} writes {spec.per_request} to each of "
+            f"{len(requests)} requests (once; kept for later runs)"
+        )
+        seed = recording_seed(scenario, salt)
+        N = scenario.num_advertisers
+        pool = record(requests, engine, users, spec.design, seed=seed, num_advertisers=N)
+        if not spec.context_probe:
+            return pool
+        probed = requests[: spec.context_probe]
+        design = replace(spec.design, replies=min(spec.per_request, 16), generation="context")
+        tried = record(probed, engine, users, design, seed=seed, num_advertisers=N)
+    probe = {"requests": len(probed), "replies": design.replies, **describe(tried)}
+    return with_manifest(pool, context_probe=probe)
 
 
-def pool_folder(scenario: Scenario, requests: Sequence[Request], users: BehaviouralUsers) -> Path:
+def open_engine(scenario: Scenario) -> Engine:
+    """The engine that the scenario names, with its LLM loaded."""
+    spec = scenario.replies
+    return make_engine(spec.engine, model=spec.model, dtype=spec.dtype, server=spec.server)
+
+
+def recording_seed(scenario: Scenario, salt: int) -> int:
+    """Seed of the LLM's streams; for salt 0 the environment's."""
+    return scenario.environment_seed + (salt << 48)
+
+
+def pool_folder(
+    scenario: Scenario, requests: Sequence[Request], users: BehaviouralUsers, salt: int = 0
+) -> Path:
     """Where the scenario's pool is kept: a key of all that its content depends on."""
     spec = scenario.replies
     key = {
         "recipe": RECIPE,
         "model": identity(spec.model),
+        "engine": spec.engine,
         "encoder": users.encoder.model,
         "users": [asdict(users.clicks), asdict(users.satisfaction)],
-        "prompts": [REFERENCE_PROMPT, CONTEXT_PROMPT, *PHRASES],
+        "prompts": [REFERENCE_PROMPT, CONTEXT_PROMPT, ADVERTISER_PROMPT, *PHRASES],
         "dtype": spec.dtype,
         "design": asdict(spec.design),
         "context_probe": spec.context_probe,
-        "seed": scenario.environment_seed,
+        "seed": recording_seed(scenario, salt),
         "advertisers": scenario.num_advertisers,
         "requests": [
             [r.query_id, r.query, r.user_id, r.user, list(map(int, r.advertisers))]

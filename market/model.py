@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from agents import Account, Advertiser, Platform, UtilityMaximizer, ValueMaximizer, make_learner
 from agents.learners import Feedback, Learner, Population
-from agents.platform import Tally
+from agents.platform import LiveSource, Tally
 from market.ledger import Ledger, Result, check_round, measure
 from mechanisms.base import Mechanism, Outcome
 from mechanisms.errors import BadInput
@@ -54,6 +54,7 @@ class MarketModel(mesa.Model):
         scenario: describes it: rounds, requests_per_round, replications, mechanism, advertisers.
         seed: of everything random; equal seeds give equal results.
         pool: candidate replies; default `scenario.make_pool()`.
+        live: where replies are written anew in every round; default the pool's are traded on.
         mechanism: default the scenario's.
         titles: (N,) titles of the ads; default the specs' `title`, else "Ad i".
         label: what results call the run; default the mechanism's name.
@@ -80,6 +81,7 @@ class MarketModel(mesa.Model):
         seed: int = 0,
         *,
         pool: ReplyPool | None = None,
+        live: LiveSource | None = None,
         mechanism: Mechanism | None = None,
         titles: Sequence[str] | None = None,
         label: str | None = None,
@@ -107,7 +109,7 @@ class MarketModel(mesa.Model):
         self.account = Account.open(R, N)
         self.groups = self._form_groups(specs)
         self._create_advertisers(specs, titles)
-        self.platform = Platform(self, mechanism, pool)
+        self.platform = Platform(self, mechanism, pool, live)
         self.ledger = Ledger(label or mechanism.name, self.advertisers, R)
         self.datacollector = RoundCollector()
         # Mesa numbers agents by a class-wide table that would keep this model alive for ever.

@@ -76,29 +76,48 @@ class RepliesSpec(_Strict):
     """Where candidate replies come from.
 
     Attributes:
-        source: `recorded` (an LLM writes them, once) or `synthetic` (parametric, no LLM).
+        source: `recorded` (an LLM writes them, once), `live` (it writes anew in every round, beside
+            a recording that users and best responses go by), or `synthetic` (no LLM).
         model: name, directory or Hugging Face id of the LLM.
+        engine: what runs it: `transformers`, `vllm`, or `openai` for a server.
+        server: address of the OpenAI-compatible server, for engine `openai`; it serves the model at
+            `temperature` (see `admarket doctor`).
         dtype: of its weights, `bf16` or `fp32`.
         per_request: M, candidate replies per request.
-        generation: `guided` or `context`, see `mechanisms.recording`.
+        generation: `guided`, `reference`, `context` or `mixture`, see `mechanisms.recording`.
         mention_rate: ρ of the reference policy.
-        guided_rate: insertion probability of guided insertion.
+        guided_rate: insertion probability of the other conditions.
+        inline_rate: ε of the reference policy: bare titles in mid-sentence.
+        log_ratios: also score replies under the LLM prompted for each advertiser.
         temperature: sampling temperature.
         max_tokens: limit of a reply's length.
         context_probe: requests on which context-aware generation is tried too, so that the manifest
             reports what it would give; 0 for none.
     """
 
-    source: Literal["recorded", "synthetic"] = "recorded"
+    source: Literal["recorded", "live", "synthetic"] = "recorded"
     model: str = "smollm2-135m"
+    engine: Literal["transformers", "vllm", "openai"] = "transformers"
+    server: str | None = None
     dtype: Literal["bf16", "fp32"] = "bf16"
     per_request: Count = 24
-    generation: Literal["guided", "context"] = "guided"
+    generation: Literal["guided", "reference", "context", "mixture", "auction", "token"] = "guided"
     mention_rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
     guided_rate: Annotated[float, Field(gt=0, lt=1)] = 0.35
+    inline_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    log_ratios: bool = False
     temperature: Positive = 0.3
     max_tokens: Annotated[int, Field(ge=16)] = 96
     context_probe: Annotated[int, Field(ge=0)] = 0
+
+    def model_post_init(self, _: Any) -> None:
+        """Refuse a server without its engine, and the engine without a server."""
+        if (self.server is None) == (self.engine == "openai"):
+            raise BadInput(
+                "replies.engine is openai: give its address in replies.server"
+                if self.server is None
+                else f"replies.server is for engine openai, not {self.engine}; drop one of the two"
+            )
 
     @property
     def design(self) -> Design:
@@ -110,6 +129,8 @@ class RepliesSpec(_Strict):
             generation=self.generation,
             mention_rate=self.mention_rate,
             guided_rate=self.guided_rate,
+            inline_rate=self.inline_rate,
+            log_ratios=self.log_ratios,
             temperature=self.temperature,
             rules=Rules(max_tokens=self.max_tokens),
         )
