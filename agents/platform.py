@@ -79,8 +79,8 @@ class Platform(mesa.Agent):
             grids: (N, G) bids to try.
         """
         batch = self.batch(requests)
-        if self.live is not None and self.mechanism.replies_follow_bids:
-            # What the LLM would have written under other bids is known from the recording only.
+        if self.live is not None and not self.mechanism.tells_of_other_bids:
+            # What the LLM would have written is known from the recording only.
             batch = self.pool.take(requests.ravel())
         clicks, payments = self.mechanism.counterfactual(
             batch, self._by_request(requests, bids), grids[batch.ads]

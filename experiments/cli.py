@@ -115,6 +115,22 @@ def reproduce(
     print(PAPERS[paper](described, seed, folder, _say))
 
 
+@app.command("engine-check")
+def engine_check(
+    engine: Annotated[str, typer.Option(help="The engine to compare: vllm or openai.")] = "vllm",
+    model: Annotated[str, typer.Option(help="The LLM of both.")] = "smollm2-135m",
+    dtype: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
+    server: Annotated[str | None, typer.Option(help="Address, for engine openai.")] = None,
+    requests: Annotated[int, typer.Option(min=1, help="Requests.")] = 8,
+    replies: Annotated[int, typer.Option(min=1, help="Replies per request.")] = 12,
+) -> None:
+    """Compare the log-probabilities that the embedded engine and another give the same replies."""
+    from experiments.engine_check import engine_check as check
+
+    for line in check(engine, model, dtype, server, requests, replies, _say):
+        print(line, flush=True)
+
+
 @app.command("live-check")
 def live_check(
     scenario: ScenarioArgument = "default",

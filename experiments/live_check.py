@@ -8,7 +8,7 @@ LLM, so outcomes differ by chance; per request they have the same distribution i
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,10 @@ import numpy as np
 import polars as pl
 
 from experiments.bootstrap import intervals
-from market.environment import make_pool, make_requests, open_engine, titles
+from market.environment import make_pool, open_engine, titles
 from market.live import LiveReplies
 from market.scenario import Scenario
+from mechanisms.base import Mechanism, Outcome
 from mechanisms.llm.base import Engine
 from mechanisms.pool import Floats, Ints, ReplyPool
 from mechanisms.recording import load_pool, record, save_pool
@@ -74,20 +75,45 @@ def live_check(
     live = LiveReplies.of(scenario, pool, seed, mechanism.generation, engine)
     values = np.array([spec.value / spec.target_roi for spec in scenario.advertisers])
     asked = np.arange(count) % pool.shape[0]
+    return agreement(live, mechanism, values, asked, titles(pool), per_round, say)
 
+
+def agreement(
+    live: LiveReplies,
+    mechanism: Mechanism,
+    values: Floats,
+    asked: Ints,
+    names: Sequence[str],
+    per_round: int = 16,
+    say: Callable[[str], None] = lambda _: None,
+) -> LiveCheck:
+    """Record `asked` once, write them live in rounds, and compare what the mechanism does.
+
+    Args:
+        live: writes; a recording by the same engine and design has streams of its own.
+        mechanism: run on both, under the same bids.
+        values: (N,) bids.
+        asked: (k,) requests of `live`, in order.
+        names: (N,) of the advertisers.
+        per_round: live requests per engine call.
+        say: told in a line what is going on.
+    """
+    count = len(asked)
     say(f"recorded: {count} requests x {live.design.replies} replies")
-    recorded = _through_disk(_record(scenario, live, asked, seed))
+    recorded = _through_disk(_record(live, asked))
     say(f"live: the same, {per_round} requests a round")
-    rounds = [asked[at : at + per_round] for at in range(0, count, per_round)]
-    fresh = [live.replies(part, values[pool.ads[part]]) for part in rounds]
-    rng = np.random.default_rng([seed, 1])
+    bids = values[recorded.ads]
+    fresh = [
+        live.replies(asked[at : at + per_round], bids[at : at + per_round])
+        for at in range(0, count, per_round)
+    ]
+    rng = np.random.default_rng([live.seed, 1])
     was = _amounts(mechanism.run(recorded, values, rng), recorded)
     now = np.concatenate([_amounts(mechanism.run(p, values, rng), p) for p in fresh])
-    found = intervals(now - was, np.random.default_rng([seed, 2]))
-    names = ["revenue", *(f"ITCTR of {title}" for title in titles(pool))]
+    found = intervals(now - was, np.random.default_rng([live.seed, 2]))
     table = pl.DataFrame(
         {
-            "quantity": names,
+            "quantity": ["revenue", *(f"ITCTR of {name}" for name in names)],
             "recorded": was.mean(axis=0),
             "live": now.mean(axis=0),
             "difference": found.mean,
@@ -99,15 +125,14 @@ def live_check(
     return LiveCheck(table, count)
 
 
-def _record(scenario: Scenario, live: LiveReplies, asked: Ints, seed: int) -> ReplyPool:
-    requests, _ = make_requests(scenario)
+def _record(live: LiveReplies, asked: Ints) -> ReplyPool:
     return record(
-        [requests[i] for i in asked],
+        [live.requests[i] for i in asked],
         live.engine,
         live.users,
         live.design,
-        seed=seed,
-        num_advertisers=scenario.num_advertisers,
+        seed=live.seed,
+        num_advertisers=live.num_advertisers,
         keys=[RECORDED_KEY + k for k in range(len(asked))],
     )
 
@@ -117,7 +142,7 @@ def _through_disk(pool: ReplyPool) -> ReplyPool:
         return load_pool(save_pool(pool, Path(scratch) / "pool"))
 
 
-def _amounts(outcome, pool: ReplyPool) -> Floats:
+def _amounts(outcome: Outcome, pool: ReplyPool) -> Floats:
     """(k, 1 + N) expected payment of all, and ITCTR by advertiser, of each request."""
     found = np.zeros((len(outcome.itctr), 1 + pool.num_advertisers))
     found[:, 0] = outcome.payments.sum(axis=1)

@@ -26,6 +26,7 @@ from mechanisms.llm.encoder import TextEncoder
 from mechanisms.llm.engines import make_engine
 from mechanisms.llm.journal import Journaled
 from mechanisms.llm.weights import cache_dir, identity
+from mechanisms.llm_auction.prompt import auction_prompt
 from mechanisms.pool import Floats, ReplyPool
 from mechanisms.recording import Request, describe, load_pool, record, save_pool
 from mechanisms.recording.conditions import ADVERTISER_PROMPT, CONTEXT_PROMPT, REFERENCE_PROMPT
@@ -136,7 +137,10 @@ def pool_folder(
         "engine": spec.engine,
         "encoder": users.encoder.model,
         "users": [asdict(users.clicks), asdict(users.satisfaction)],
-        "prompts": [REFERENCE_PROMPT, CONTEXT_PROMPT, ADVERTISER_PROMPT, *PHRASES],
+        "prompts": [
+            *(REFERENCE_PROMPT, CONTEXT_PROMPT, ADVERTISER_PROMPT, *PHRASES),
+            auction_prompt("", "", (), ()),
+        ],
         "dtype": spec.dtype,
         "design": asdict(spec.design),
         "context_probe": spec.context_probe,

@@ -18,6 +18,7 @@ from pydantic import PositiveFloat as Positive
 from pydantic import PositiveInt as Count
 
 from agents.learners.registry import check_learner
+from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
 from mechanisms.pool import ReplyPool
 from mechanisms.recording import Design
@@ -198,7 +199,7 @@ class Scenario(_Strict):
         """Refuse what would only fail later: mechanisms, learners, sizes."""
         arms = [self.mechanism, *self.beside]
         for arm in arms:
-            make_mechanism(arm.name, **arm.parameters)
+            self._refuse_replies_that_lack(make_mechanism(arm.name, **arm.parameters))
         for group in self.population:
             check_learner(group.learner.name, group.learner.parameters)
             for key in ("value", "target_roi"):
@@ -214,6 +215,15 @@ class Scenario(_Strict):
                 f"requests.ads is {self.requests.ads} but the population has "
                 f"{self.num_advertisers} advertisers; have at most as many ads per request"
             )
+
+    def _refuse_replies_that_lack(self, mechanism: Mechanism) -> None:
+        """What a mechanism asks of replies is known before they are recorded."""
+        if mechanism.generation and self.replies.source == "synthetic":
+            raise BadInput(
+                f"{mechanism.name} needs replies by an LLM; set replies.source to recorded"
+            )
+        if getattr(mechanism, "reward", None) == "log-ratio" and not self.replies.log_ratios:
+            raise BadInput("mosaic with reward log-ratio needs replies.log_ratios: true; add it")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:

@@ -55,8 +55,8 @@ class Mechanism(ABC):
     name: ClassVar[str]
     generation: ClassVar[str | None] = None
     """How replies must have been written for it (`mechanisms.recording`); None: any way."""
-    replies_follow_bids: ClassVar[bool] = False
-    """Whether the LLM that writes a live reply is told the bids."""
+    tells_of_other_bids: ClassVar[bool] = True
+    """Whether replies written live, under the bids played, tell what other bids would bring."""
 
     @abstractmethod
     def allocate(self, pool: ReplyPool, bids: ArrayLike) -> Allocation:

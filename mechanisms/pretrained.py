@@ -52,6 +52,8 @@ class Pretrained(Parametric, Mechanism):
     """
 
     name: ClassVar[str] = "pretrained"
+    generation: ClassVar[str] = "auction"
+    tells_of_other_bids: ClassVar[bool] = False
 
     bandwidth: float = 0.15
 

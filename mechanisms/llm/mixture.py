@@ -1,7 +1,7 @@
 """Writing with the mixture of several prompts' next-token distributions (arXiv 2310.10826).
 
 n LLMs, here one model under n prompts, write a reply together: they read the same tokens, and the
-next is drawn from the linear aggregation of what they would write (Duetting et al. 2023, eq. 2),
+next is drawn from the linear aggregation of what they would write (Duetting et al. 2023),
 
     q(v) = Σ_i α_i·p_i(v),     Σ_i α_i = 1.
 
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from mechanisms.errors import BadInput
 from mechanisms.llm.base import Engine, Guide, Sample
-from mechanisms.llm.transformers_engine import TransformersEngine, _choose, _compact, _Row
+from mechanisms.llm.decoding import Row, choose, compact
+from mechanisms.llm.transformers_engine import TransformersEngine
 from mechanisms.pool import Floats
 
 
@@ -115,7 +116,7 @@ def mix(logits: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(eq=False)
-class _MixedRow(_Row):
+class _MixedRow(Row):
     """A reply being written: also the log-probabilities (n,) of its tokens under each prompt."""
 
     under: list[list[float]] = field(default_factory=list)
@@ -147,7 +148,7 @@ def _decode(
     reply k to request p behind prompt i.
     """
     P, R, n = shares.shape
-    cache, lengths, last = engine._prefill(tokens)
+    cache, lengths, last = engine.prefill(tokens)
     cache.open(R, capacity=len(rows[0].uniforms))
     starts = lengths.repeat_interleave(R)
     hidden = last.repeat_interleave(R, 0)
@@ -155,7 +156,7 @@ def _decode(
     while True:
         logits = engine.network.lm_head(hidden).float().div_(temperature).view(P, n, R, -1)
         mixed, normaliser = mix(logits, shares)
-        ids, log_probs = _choose(mixed.flatten(0, 1), live)
+        ids, log_probs = choose(mixed.flatten(0, 1), live)
         wanted = ids.view(P, 1, R, 1).expand(P, n, R, 1)
         under = (logits.gather(3, wanted) - normaliser)[..., 0].transpose(1, 2).reshape(P * R, n)
         for row, token, log_prob, each in zip(
@@ -167,7 +168,7 @@ def _decode(
         if all(row.done for row in live):
             return
         ids = wanted.flatten()
-        kept = _compact(live, P)
+        kept = compact(live, P)
         if kept is not None:
             requests, index = (t.to(engine.device) for t in kept)
             contexts, every = _of_each_prompt(requests, index, R, n)
@@ -176,7 +177,7 @@ def _decode(
             shares = shares.flatten(0, 1)[index].view(len(requests), -1, n)
             P, R, _ = shares.shape
             starts, ids = starts[every], ids[every]
-        hidden = engine._extend(cache, ids[:, None], starts)
+        hidden = engine.extend(cache, ids[:, None], starts)
 
 
 def _of_each_prompt(requests: Tensor, index: Tensor, R: int, n: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ the batch's matrix products.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mechanisms.errors import BadInput
-from mechanisms.llm.base import END, NONE_FINISHED, Guide, Sample, Samples, Scores
+from mechanisms.llm.base import NONE_FINISHED, Guide, Sample, Samples, Scores
 from mechanisms.llm.chat import ChatTokenizer
+from mechanisms.llm.decoding import Row, choose, compact
 from mechanisms.llm.prefix import NAME as SHARED_PREFIX
 from mechanisms.llm.prefix import SharedPrefixCache
 from mechanisms.llm.weights import locate
@@ -95,7 +95,7 @@ class TransformersEngine(ChatTokenizer):
             for p in batch:
                 results[p] = []
             rows = [
-                _Row(p, k, np.random.default_rng([seed, keys[p], k]).random(max_new_tokens))
+                Row(p, k, np.random.default_rng([seed, keys[p], k]).random(max_new_tokens))
                 for p in batch
                 for k in range(n)
             ]
@@ -132,7 +132,7 @@ class TransformersEngine(ChatTokenizer):
                 continue
             ordered = [sorted(range(n), key=lambda k, p=p: len(replies[p][k])) for p in batch]
             got: list[dict[int, NDArray[np.float64]]] = [{} for _ in batch]
-            cache, lengths, first = self._prefill(tokens)
+            cache, lengths, first = self.prefill(tokens)
             at = 0
             while at < n:
                 group = [
@@ -189,7 +189,7 @@ class TransformersEngine(ChatTokenizer):
         ids = ids.to(self.device)
         per_prompt = len(group) // len(lengths)
         cache.open(per_prompt, capacity=longest)
-        hidden = self._extend(cache, ids, lengths.repeat_interleave(per_prompt), keep_all=True)
+        hidden = self.extend(cache, ids, lengths.repeat_interleave(per_prompt), keep_all=True)
         states = torch.cat([first.repeat_interleave(per_prompt, 0)[:, None], hidden[:, :-1]], dim=1)
         return self._token_log_probs(states, ids, temperature).cpu().numpy()
 
@@ -204,7 +204,7 @@ class TransformersEngine(ChatTokenizer):
             batch = order[start : start + size]
             yield batch, [tokens[p] for p in batch]
 
-    def _prefill(self, tokens: list[list[int]]) -> tuple[SharedPrefixCache, Tensor, Tensor]:
+    def prefill(self, tokens: list[list[int]]) -> tuple[SharedPrefixCache, Tensor, Tensor]:
         """Run the prompts; returns the cache, lengths (P,) and last hidden states (P, width)."""
         lengths = torch.tensor([len(t) for t in tokens], device=self.device)
         L = int(lengths.max())
@@ -225,7 +225,7 @@ class TransformersEngine(ChatTokenizer):
         ).last_hidden_state
         return cache, lengths, hidden[torch.arange(len(tokens)), lengths - 1]
 
-    def _extend(
+    def extend(
         self, cache: SharedPrefixCache, ids: Tensor, starts: Tensor, keep_all: bool = False
     ) -> Tensor:
         """Run T more tokens per row: ids (rows, T), rows starting at positions `starts`."""
@@ -256,115 +256,28 @@ class TransformersEngine(ChatTokenizer):
         return out.view(ids.shape)
 
     def _decode(
-        self, tokens: list[list[int]], rows: list[_Row], temperature: float, guide: Guide | None
+        self, tokens: list[list[int]], rows: list[Row], temperature: float, guide: Guide | None
     ) -> None:
         """Write all rows to their end; rows of one prompt stand together throughout."""
         P = len(tokens)
-        cache, lengths, last = self._prefill(tokens)
+        cache, lengths, last = self.prefill(tokens)
         cache.open(len(rows) // P, capacity=len(rows[0].uniforms))
         starts = lengths.repeat_interleave(len(rows) // P)
         hidden = last.repeat_interleave(len(rows) // P, 0)
         live = rows
         while True:
             logits = self.network.lm_head(hidden).float() / temperature
-            ids, log_probs = _choose(logits, live)
+            ids, log_probs = choose(logits, live)
             for row, token, log_prob in zip(live, ids.tolist(), log_probs.tolist(), strict=True):
                 if not row.done:
                     row.take(token, log_prob, self.end_token, guide)
             running = [row for row in live if not row.done]
             if not running:
                 return
-            kept = _compact(live, P)
+            kept = compact(live, P)
             if kept is not None:
                 prompts, index = (t.to(self.device) for t in kept)
                 cache.keep(prompts, index)
                 live = [live[i] for i in index.tolist()]
                 P, starts, ids = len(prompts), starts[index], ids[index]
-            hidden = self._extend(cache, ids[:, None], starts)
-
-
-@dataclass(eq=False)
-class _Row:
-    """One reply being written: `forced` waits to be written, `uniforms` drives the choices."""
-
-    prompt: int
-    index: int
-    uniforms: NDArray[np.float64]
-    tokens: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    was_forced: list[bool] = field(default_factory=list)
-    queue: list[int] = field(default_factory=list)
-    ended: bool = False
-    done: bool = False
-
-    def take(self, token: int, log_prob: float, end_token: int, guide: Guide | None) -> None:
-        forced = bool(self.queue)
-        if forced:
-            self.queue.pop(0)
-        self.tokens.append(token)
-        self.log_probs.append(log_prob)
-        self.was_forced.append(forced)
-        self.ended = not forced and token == end_token
-        self.done = self.ended or len(self.tokens) == len(self.uniforms)
-        if guide is None or forced or self.done:
-            return
-        order = guide.step(self.prompt, self.index, self.tokens)
-        if isinstance(order, str):
-            if order != END:
-                raise ValueError(f"a guide returns tokens or END, not {order!r}")
-            self.done = True
-        else:
-            self.queue = list(order)
-
-    def sample(self) -> Sample:
-        return Sample(
-            tokens=np.array(self.tokens, dtype=np.int64),
-            log_probs=np.array(self.log_probs),
-            forced=np.array(self.was_forced, dtype=bool),
-            ended=self.ended,
-        )
-
-
-def _choose(logits: Tensor, rows: list[_Row]) -> tuple[Tensor, Tensor]:
-    """Draw (or force) the next token of each row; returns ids and log-probabilities (rows,).
-
-    Inverse-CDF sampling with one uniform number a row, in two levels (blocks, then within the
-    block), since a cumulative sum over the whole vocabulary is slow.
-    """
-    width = 192
-    count, vocabulary = logits.shape
-    peak = logits.amax(dim=1, keepdim=True)
-    mass = torch.exp(logits - peak)
-    if spare := -vocabulary % width:
-        mass = torch.nn.functional.pad(mass, (0, spare))
-    mass = mass.view(count, -1, width)
-    blocks = mass.sum(dim=2).double().cumsum(dim=1)
-    total = blocks[:, -1]
-    u = [0.0 if row.done else row.uniforms[len(row.tokens)] for row in rows]
-    target = torch.tensor(u, dtype=torch.float64, device=logits.device) * total
-    block = (blocks <= target[:, None]).sum(dim=1).clamp_(max=blocks.shape[1] - 1)
-    every = torch.arange(count, device=logits.device)
-    within = mass[every, block].double()
-    below = torch.where(block > 0, blocks[every, (block - 1).clamp(min=0)], 0.0)
-    inside = within.cumsum(dim=1) + below[:, None]
-    offset = (inside <= target[:, None]).sum(dim=1)
-    # Rounding may leave the target beyond a block's last token with mass: take that token.
-    last = width - 1 - (within > 0).int().flip(1).argmax(dim=1)
-    ids = block * width + torch.minimum(offset, last)
-    forced = [i for i, row in enumerate(rows) if row.queue]
-    if forced:
-        ids[forced] = torch.tensor([rows[i].queue[0] for i in forced], device=ids.device)
-    log_probs = logits[every, ids] - peak[:, 0] - torch.log(total).float()
-    return ids, log_probs
-
-
-def _compact(rows: list[_Row], prompts: int) -> tuple[Tensor, Tensor] | None:
-    """Which prompts and rows to keep, running rows first; None where little would be saved."""
-    per = len(rows) // prompts
-    running = np.array([not row.done for row in rows]).reshape(prompts, per)
-    counts = running.sum(axis=1)
-    keep, width = np.flatnonzero(counts), int(counts.max())
-    if len(keep) * width > 0.8 * len(rows):
-        return None
-    order = np.argsort(~running[keep], axis=1, kind="stable")[:, :width]
-    return torch.as_tensor(keep), torch.as_tensor((keep[:, None] * per + order).ravel())
+            hidden = self.extend(cache, ids[:, None], starts)

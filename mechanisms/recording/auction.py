@@ -59,7 +59,7 @@ def write_auction(
         "guide": guide,
     }
     drawn: list[list[tuple[Sample, _Draft]]]
-    if all(_bids(request) is not None for request in requests):
+    if all(request.bids is not None for request in requests):
         # One prompt for all replies to a request, so that it runs once.
         prompts = [_prompt(request, profiles[b, 0]) for b, request in enumerate(requests)]
         samples = engine.generate(prompts, M, keys=keys, **ask)
@@ -101,21 +101,18 @@ def bid_profiles(
     n = len(requests[0].ads)
     profiles = np.empty((len(requests), replies, n))
     for b, request in enumerate(requests):
-        given = _bids(request)
-        if given is None:
+        if request.bids is None:
             for k in range(replies):
                 u = np.random.default_rng([seed, int(keys[b]), k, PROFILES]).random(n)
                 profiles[b, k] = HIGHEST**u
             continue
-        bids = np.asarray(given, dtype=np.float64)
+        bids = np.asarray(request.bids, dtype=np.float64)
         if bids.shape != (n,) or not (np.isfinite(bids).all() and (bids >= 0).all()):
-            raise BadInput(f"request {b} has bids {list(given)}; give {n} finite numbers >= 0")
+            raise BadInput(
+                f"request {b} has bids {list(request.bids)}; give {n} finite numbers >= 0"
+            )
         profiles[b] = bids
     return profiles
-
-
-def _bids(request: Request) -> Sequence[float] | None:
-    return getattr(request, "bids", None)
 
 
 def _prompt(request: Request, bids: Floats) -> str:

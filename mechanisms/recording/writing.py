@@ -50,7 +50,7 @@ def write(
     n = len(requests[0].ads)
     planned = conditions(design, n)
     kinds = list(dict.fromkeys(condition.prompt for condition in planned))
-    drafts: list[list[_Draft]] = [[] for _ in requests]
+    drafts: list[list[Drafted]] = [[] for _ in requests]
     for number, kind in enumerate(kinds):
         mine = [condition for condition in planned if condition.prompt == kind]
         # Streams of their own for every kind; those of the first are (seed, key, k) as ever.
@@ -78,7 +78,7 @@ def write(
                 ratios[b, :, i] = _log_density(theirs, row, events, under, b) - log_ref[b]
     written = [
         [
-            _read(engine, draft, request.ads, under["reference"][b][k], design.rules.decisions)
+            read_reply(engine, draft, request.ads, under["reference"][b][k], design.rules.decisions)
             for k, draft in enumerate(drafts[b])
         ]
         for b, request in enumerate(requests)
@@ -87,7 +87,7 @@ def write(
     return Recorded(written, log_ref, log_gen, extras)
 
 
-class _Draft:
+class Drafted:
     """A sample, what its guide noted, and which of its tokens are free."""
 
     def __init__(self, kind: str, condition: str, sample: Sample, guide: GuidedInsertion, key):
@@ -110,7 +110,7 @@ def _draw(
     design: Design,
     seed: int,
     keys: Sequence[int] | None,
-) -> list[list[_Draft]]:
+) -> list[list[Drafted]]:
     """Have the LLM write under one kind of prompt, all requests at once."""
     policies = [condition.policy for condition in planned for _ in range(condition.count)]
     guide = GuidedInsertion(
@@ -132,14 +132,14 @@ def _draw(
         keys=keys,
     )
     return [
-        [_Draft(kind, policies[k].name, sample, guide, (b, k)) for k, sample in enumerate(row)]
+        [Drafted(kind, policies[k].name, sample, guide, (b, k)) for k, sample in enumerate(row)]
         for b, row in enumerate(samples)
     ]
 
 
 def _score(
     wanted: Sequence[str],
-    drafts: list[list[_Draft]],
+    drafts: list[list[Drafted]],
     requests: Sequence[Request],
     engine: Engine,
     temperature: float,
@@ -174,7 +174,7 @@ def _score(
 
 def _log_density(
     condition: Condition,
-    drafts: Sequence[_Draft],
+    drafts: Sequence[Drafted],
     events: tuple[Ints, Bools],
     under: ByPrompt,
     b: int,
@@ -190,8 +190,8 @@ def _log_density(
     return np.where(impossible, -np.inf, free + inserted + titles)
 
 
-def _read(
-    engine: Engine, draft: _Draft, ads: Sequence[AdCopy], log_probs: Floats, decisions: int
+def read_reply(
+    engine: Engine, draft: Drafted, ads: Sequence[AdCopy], log_probs: Floats, decisions: int
 ) -> Written:
     """Turn tokens into the text shown: mentions rendered, an unfinished last sentence cut off.
 

@@ -57,7 +57,7 @@ def test_mix_is_the_weighted_average_of_the_models_own_distributions(engine, pla
     tokens = [engine.chat_tokens(prompt) for prompt in PROMPTS[0]]
     exact = np.stack([next_token(plain, each, temperature) for each in tokens])
     with torch.inference_mode():
-        logits = engine.network.lm_head(engine._prefill(tokens)[2])[None, :, None] / temperature
+        logits = engine.network.lm_head(engine.prefill(tokens)[2])[None, :, None] / temperature
         for shares in (*np.eye(3), np.full(3, 1 / 3), np.array([0.7, 0.2, 0.1])):
             given = torch.tensor(shares, dtype=torch.float32)[None, None]
             mixed, normaliser = mix(logits, given)

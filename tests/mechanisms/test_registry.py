@@ -25,7 +25,7 @@ def test_names():
         "pretrained",
         "token",
     ]
-    defaults = {"tau": 0.3, "offset": True, "settlement": "expected"}
+    defaults = {"tau": 0.3, "offset": True, "settlement": "expected", "reward": "clicks"}
     assert make_mechanism("mosaic", tau=0.3).parameters == defaults
 
 

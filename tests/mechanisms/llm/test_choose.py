@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mechanisms.llm.transformers_engine import _choose, _compact, _Row
+from mechanisms.llm.decoding import Row, choose, compact
 
 quick = settings(max_examples=150, deadline=None)
 LEAST = float(np.nextafter(0, 1))
@@ -15,7 +15,7 @@ MOST = float(np.nextafter(1, 0))
 
 
 def row(u, queue=()):
-    return _Row(0, 0, np.array([u]), queue=list(queue))
+    return Row(0, 0, np.array([u]), queue=list(queue))
 
 
 @st.composite
@@ -40,7 +40,7 @@ def logits(draw):
 @example(torch.full((1, 1000), -torch.inf).index_fill(1, torch.tensor([500]), 0.0), [0.0] * 4)
 def test_choose_inverts_the_cumulative_distribution(x, uniforms):
     uniforms = uniforms[: len(x)]
-    ids, log_probs = _choose(x, [row(u) for u in uniforms])
+    ids, log_probs = choose(x, [row(u) for u in uniforms])
     exact = torch.log_softmax(x.double(), dim=1).numpy()
     p = np.exp(exact)
     cumulative = p.cumsum(axis=1)
@@ -59,7 +59,7 @@ def test_choose_is_the_plain_inverse_of_the_cdf(vocabulary, seed):
     rng = np.random.default_rng(seed)
     x = torch.tensor(rng.normal(0, 3, (3, vocabulary)), dtype=torch.float32)
     uniforms = rng.random(3)
-    ids, _ = _choose(x, [row(u) for u in uniforms])
+    ids, _ = choose(x, [row(u) for u in uniforms])
     p = torch.softmax(x.double(), dim=1).numpy()
     for r, u in enumerate(uniforms):
         cumulative = p[r].cumsum()
@@ -69,7 +69,7 @@ def test_choose_is_the_plain_inverse_of_the_cdf(vocabulary, seed):
 
 def test_choose_forces():
     x = torch.tensor([[0.0, -torch.inf, 1.0], [2.0, 0.0, 0.0]])
-    ids, log_probs = _choose(x, [row(0.9, queue=[1, 0]), row(0.0)])
+    ids, log_probs = choose(x, [row(0.9, queue=[1, 0]), row(0.0)])
     assert ids.tolist() == [1, 0]
     assert log_probs[0] == -torch.inf
     np.testing.assert_allclose(float(log_probs[1]), 2 - np.log(np.exp(2) + 2), rtol=1e-6)
@@ -87,7 +87,7 @@ class Stub:
 def test_compact_keeps_all_that_runs(prompts, per, data):
     done = data.draw(st.lists(st.booleans(), min_size=prompts * per, max_size=prompts * per))
     rows = [Stub(divmod(i, per), each) for i, each in enumerate(done)]
-    kept = _compact(rows, prompts)
+    kept = compact(rows, prompts)
     if all(done):
         return
     if kept is None:
