@@ -39,7 +39,10 @@ class LiveSource(Protocol):
     """Where live replies come from."""
 
     def replies(self, requests: Ints, bids: Floats) -> ReplyPool:
-        """Fresh candidate replies to `requests` (k,), which advertisers bid `bids` (k, n) on."""
+        """Fresh candidate replies to `requests` (R, B), on which `bids` are (R * B, n)."""
+
+    def show(self, chosen: Ints) -> None:
+        """Told which of them are shown, `chosen` (R * B,)."""
 
 
 class Platform(mesa.Agent):
@@ -66,9 +69,12 @@ class Platform(mesa.Agent):
     def serve(self, requests: Ints, bids: Floats, rng: np.random.Generator) -> Outcome:
         """Auction `requests` (R, B) under `bids` (R, N); the outcome has R*B requests."""
         by_request = self._by_request(requests, bids)
-        if self.live is not None:
-            self._batch = (requests, self.live.replies(requests.ravel(), by_request))
-        return self.mechanism.run(self.batch(requests), by_request, rng)
+        if self.live is None:
+            return self.mechanism.run(self.batch(requests), by_request, rng)
+        self._batch = (requests, self.live.replies(requests, by_request))
+        outcome = self.mechanism.run(self.batch(requests), by_request, rng)
+        self.live.show(outcome.chosen)
+        return outcome
 
     def counterfactual(self, requests: Ints, bids: Floats, grids: Floats) -> tuple[Floats, Floats]:
         """Expected clicks and payments, both (R, N, G), had one advertiser bid along its grid.
@@ -106,6 +112,8 @@ class Platform(mesa.Agent):
     def batch(self, requests: Ints) -> ReplyPool:
         """The replies to the flattened `requests`; kept for the round, which asks for it thrice."""
         if self._batch is None or self._batch[0] is not requests:
+            if self.live is not None:
+                raise RuntimeError("live replies are those of the requests just served, no others")
             self._batch = (requests, self.pool.take(requests.ravel()))
         return self._batch[1]
 

@@ -100,6 +100,7 @@ def _theirs(
     for at in range(0, len(rows), batch):
         write(rows[at : at + batch], NEW_TOKENS)
     generated = time.perf_counter() - start
+    score_from_scratch(network, prompts[:1], [row[:2] for row in replies[:1]])  # warm up
     start = time.perf_counter()
     score_from_scratch(network, prompts, replies)
     return generated, time.perf_counter() - start
@@ -120,5 +121,6 @@ def score_from_scratch(network: torch.nn.Module, prompts: list[list[int]], repli
                 [[*map(int, reply), *[0] * (longest - len(reply))] for reply in some]
             )
             whole = torch.cat([torch.tensor([ids] * len(part)), part], dim=1)
-            logits = network(whole).logits[:, len(ids) - 1 : -1].float() / TEMPERATURE
+            # of the reply's positions only: the prompt's would be a fifth of the work
+            logits = network(whole, logits_to_keep=longest + 1).logits[:, :-1].float() / TEMPERATURE
             torch.log_softmax(logits, dim=-1).gather(2, part[..., None])

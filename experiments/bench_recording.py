@@ -129,6 +129,7 @@ def overhead(
     from transformers import AutoModelForCausalLM
 
     network = AutoModelForCausalLM.from_pretrained(locate(model), dtype=DTYPES[dtype]).eval()
+    score_from_scratch(network, encoded[:1], [tokens[0][:2]])  # warm up
     start = time.perf_counter()
     score_from_scratch(network, encoded, tokens)
     scratch = time.perf_counter() - start

@@ -1,14 +1,70 @@
-"""Bootstrap intervals of means over requests, for one quantity or many at once."""
+"""Intervals of means and ratios over requests, which are independent of each other.
+
+Few requests make percentile intervals too short: means get t-intervals, ratios of sums studentised
+bootstrap (bootstrap-t) intervals. Many quantities at once get joint ones (`intervals`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from mechanisms.pool import Floats
 
 RESAMPLES = 4000
+
+
+class Estimate(NamedTuple):
+    """A mean or ratio with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __neg__(self) -> Estimate:
+        return Estimate(-self.mean, -self.high, -self.low)
+
+    def less(self, level: float) -> Estimate:
+        """The estimate of what is above `level`."""
+        return Estimate(self.mean - level, self.low - level, self.high - level)
+
+
+def mean_of(samples: Floats) -> Estimate:
+    """The mean of `samples` (k,) with its t-interval; of a single one nothing is known."""
+    samples = np.asarray(samples, dtype=np.float64)
+    k = len(samples)
+    mean = float(samples.mean())
+    if k < 2:
+        return Estimate(mean, -np.inf, np.inf)
+    reach = float(stdtrit(k - 1, 0.975) * samples.std(ddof=1) / np.sqrt(k))
+    return Estimate(mean, mean - reach, mean + reach)
+
+
+def ratio_of(top: Floats, bottom: Floats, seed: int = 0) -> Estimate:
+    """Σ top / Σ bottom, (k,) each and paired, with its bootstrap-t interval.
+
+    Errors of the ratio and of its resamples are those of its linearisation.
+    """
+    top, bottom = (np.asarray(x, dtype=np.float64) for x in (top, bottom))
+    k = len(top)
+    ratio = float(top.sum() / bottom.sum())
+    if k < 2:
+        return Estimate(ratio, -np.inf, np.inf)
+    error = np.sqrt(((top - ratio * bottom) ** 2).sum() / (k - 1) * k) / abs(bottom.sum())
+    rng = np.random.default_rng([seed, 8])
+    counts = rng.multinomial(k, np.full(k, 1 / k), size=RESAMPLES)
+    sums = counts @ np.stack([top, bottom, top**2, top * bottom, bottom**2], axis=1)
+    again = sums[:, 0] / sums[:, 1]
+    squares = sums[:, 2] - 2 * again * sums[:, 3] + again**2 * sums[:, 4]
+    errors = np.sqrt(np.maximum(squares, 0) / (k - 1) * k) / np.abs(sums[:, 1])
+    told = errors > 1e-6 * error  # a resample of one request many times over has no error
+    if not told.any():
+        return Estimate(ratio, ratio, ratio)
+    low, high = np.quantile((again[told] - ratio) / errors[told], [0.025, 0.975])
+    return Estimate(ratio, float(ratio - high * error), float(ratio - low * error))
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +97,3 @@ def intervals(samples: Floats, rng: np.random.Generator) -> Intervals:
     largest = (np.abs(means - mean) / scale).max(axis=1)
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     return Intervals(mean, low, high, np.quantile(largest, 0.95) * error)
-
-
-def interval(samples: Floats, rng: np.random.Generator) -> tuple[float, float, float]:
-    """`(mean, low, high)` of one quantity (k,)."""
-    found = intervals(np.asarray(samples)[:, None], rng)
-    return float(found.mean[0]), float(found.low[0]), float(found.high[0])

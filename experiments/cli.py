@@ -30,7 +30,9 @@ USAGE_ERROR = typer.BadParameter.__base__
 ScenarioArgument = Annotated[
     str, typer.Argument(help="A scenario file, or the name of a bundled one.")
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of arrivals, dice and learners.")]
+SeedOption = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Seed of arrivals, dice and learners.")
+]
 OutOption = Annotated[
     Path | None, typer.Option(help="Results folder; default results/NAME-seedSEED.")
 ]
@@ -64,17 +66,23 @@ def record(
     out: Annotated[Path | None, typer.Option(help="Also save the pool in this folder.")] = None,
 ) -> None:
     """Record a scenario's candidate replies into the cache, and say what they are like."""
-    from market.environment import make_pool
+    from market.environment import pools_of
     from mechanisms.recording import describe, save_pool
+    from mechanisms.registry import make_mechanism
 
-    pool = make_pool(_load(scenario, catalog), _say)
-    B, M, n = pool.shape
-    print(f"requests {B}, replies {M}, ads {n}, advertisers {pool.num_advertisers}")
-    for key, value in describe(pool).items():
-        print(f"{key} {value:.4g}")
-    print(f"content_hash {pool.content_hash}")
-    if out is not None:
-        print(save_pool(pool, out))
+    described = _load(scenario, catalog)
+    arms = [make_mechanism(arm.name, **arm.parameters) for arm in described.arms]
+    pools = pools_of(described, arms, _say)
+    for number, pool in enumerate({id(pool): pool for pool in pools}.values()):
+        B, M, n = pool.shape
+        design = pool.manifest.get("design", {})
+        way = f", written by {design['generation']}" if design else ""
+        print(f"requests {B}, replies {M}, ads {n}, advertisers {pool.num_advertisers}{way}")
+        for key, value in describe(pool).items():
+            print(f"{key} {value:.4g}")
+        print(f"content_hash {pool.content_hash}")
+        if out is not None:
+            print(save_pool(pool, out if not number else out.with_name(f"{out.name}-{number}")))
 
 
 @app.command()
@@ -102,7 +110,7 @@ def reproduce(
     catalog: CatalogOption = None,
     seed: SeedOption = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder; default results/reproduce-PAPER.")
+        Path | None, typer.Option(help="Folder; default results/reproduce-NAME-seedSEED.")
     ] = None,
 ) -> None:
     """Ask a paper's questions again, in figures and sentences with intervals."""
@@ -111,7 +119,7 @@ def reproduce(
     if paper not in PAPERS:
         raise BadInput(f"no reproduction of {paper!r}; there is one of {', '.join(PAPERS)}")
     described = _load(scenario or paper, catalog)
-    folder = out or Path("results") / f"reproduce-{described.name}"
+    folder = out or Path("results") / f"reproduce-{described.name}-seed{seed}"
     print(PAPERS[paper](described, seed, folder, _say))
 
 
@@ -121,8 +129,8 @@ def engine_check(
     model: Annotated[str, typer.Option(help="The LLM of both.")] = "smollm2-135m",
     dtype: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
     server: Annotated[str | None, typer.Option(help="Address, for engine openai.")] = None,
-    requests: Annotated[int, typer.Option(min=1, help="Requests.")] = 8,
-    replies: Annotated[int, typer.Option(min=1, help="Replies per request.")] = 12,
+    requests: Annotated[int, typer.Option(min=2, help="Requests.")] = 8,
+    replies: Annotated[int, typer.Option(min=2, help="Replies per request.")] = 12,
 ) -> None:
     """Compare the log-probabilities that the embedded engine and another give the same replies."""
     from experiments.engine_check import engine_check as check
@@ -139,7 +147,7 @@ def live_check(
     replies: Annotated[int, typer.Option(min=1, help="Candidate replies per request.")] = 12,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the LLM and the bootstrap.")] = 0,
 ) -> None:
-    """Show that recorded and live mode agree, within a bootstrap interval; exit 1 if not."""
+    """Show that recorded and live mode agree, within a joint bootstrap interval; exit 1 if not."""
     from experiments.live_check import live_check as check
 
     described = _load(scenario, catalog)
@@ -151,8 +159,13 @@ def live_check(
             f"difference {row['difference']:+.5f} [{row['low']:+.5f}, {row['high']:+.5f}], "
             f"jointly within {row['reach']:.5f}"
         )
-    print(f"{'agree' if found.agree else 'DISAGREE'} over {found.requests} requests")
-    if not found.agree:
+    revenue = found.table.row(0, named=True)
+    share = revenue["reach"] / revenue["recorded"] if revenue["recorded"] else float("inf")
+    print(
+        f"{found.verdict} ({found.requests} requests; a difference of {100 * share:.0f} % of the "
+        "revenue would have been seen)"
+    )
+    if found.verdict != "agree":
         raise typer.Exit(1)
 
 

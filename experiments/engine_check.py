@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from experiments.bench_recording import Timed, some_requests
+from mechanisms.errors import BadInput
 from mechanisms.llm.engines import make_engine
 from mechanisms.pool import Floats
 from mechanisms.recording import Design, Features, Judgement, Request, record
@@ -43,6 +44,8 @@ def engine_check(
         replies: per request.
         say: told in a line what is going on.
     """
+    if name == "transformers":
+        raise BadInput("the embedded engine is what others are compared with; give vllm or openai")
     asked = some_requests(requests)
     design = Design(replies=replies, temperature=TEMPERATURE)
     embedded = make_engine(model=model, dtype=dtype)

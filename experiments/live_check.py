@@ -16,17 +16,16 @@ import numpy as np
 import polars as pl
 
 from experiments.bootstrap import intervals
-from market.environment import make_pool, open_engine, titles
+from market.environment import LazyEngine, pools_of, titles
 from market.live import LiveReplies
 from market.scenario import Scenario
 from mechanisms.base import Mechanism, Outcome
+from mechanisms.errors import BadInput
 from mechanisms.llm.base import Engine
+from mechanisms.llm.streams import derived_seed
 from mechanisms.pool import Floats, Ints, ReplyPool
 from mechanisms.recording import load_pool, record, save_pool
 from mechanisms.registry import make_mechanism
-
-RECORDED_KEY = 1 << 40
-"""Random streams of the recording, apart from those of live replies and of the scenario's pool."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +46,19 @@ class LiveCheck:
     def agree(self) -> bool:
         """Every difference is within the joint 95 % interval of what chance does."""
         return bool((self.table["difference"].abs() <= self.table["reach"] + 1e-12).all())
+
+    @property
+    def telling(self) -> bool:
+        """Whether a difference of half the revenue would have been seen."""
+        revenue = self.table.row(0, named=True)
+        return bool(revenue["reach"] <= 0.5 * revenue["recorded"])
+
+    @property
+    def verdict(self) -> str:
+        """In a word or two."""
+        if not self.agree:
+            return "DISAGREE"
+        return "agree" if self.telling else "too few requests to tell"
 
 
 def live_check(
@@ -69,10 +81,13 @@ def live_check(
         say: told in a line what is going on.
     """
     arm = scenario.mechanism
+    if scenario.replies.source == "synthetic":
+        raise BadInput(f"scenario {scenario.name} has no LLM; give one with recorded replies")
     mechanism = make_mechanism(arm.name, **arm.parameters)
-    pool = make_pool(scenario, say, mechanism.generation)
-    engine = engine or open_engine(scenario)
-    live = LiveReplies.of(scenario, pool, seed, mechanism.generation, engine)
+    lazy = LazyEngine(scenario)
+    lazy.engine = engine
+    (pool,) = pools_of(scenario, [mechanism], say, lazy)
+    live = LiveReplies.of(scenario, pool, seed, mechanism.generation, lazy.open())
     values = np.array([spec.value / spec.target_roi for spec in scenario.advertisers])
     asked = np.arange(count) % pool.shape[0]
     return agreement(live, mechanism, values, asked, titles(pool), per_round, say)
@@ -104,7 +119,7 @@ def agreement(
     say(f"live: the same, {per_round} requests a round")
     bids = values[recorded.ads]
     fresh = [
-        live.replies(asked[at : at + per_round], bids[at : at + per_round])
+        live.replies(asked[None, at : at + per_round], bids[at : at + per_round])
         for at in range(0, count, per_round)
     ]
     rng = np.random.default_rng([live.seed, 1])
@@ -131,9 +146,8 @@ def _record(live: LiveReplies, asked: Ints) -> ReplyPool:
         live.engine,
         live.users,
         live.design,
-        seed=live.seed,
+        seed=derived_seed(live.seed, "recorded"),
         num_advertisers=live.num_advertisers,
-        keys=[RECORDED_KEY + k for k in range(len(asked))],
     )
 
 

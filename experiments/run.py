@@ -21,7 +21,7 @@ from experiments.best_response import best_responses
 from experiments.provenance import where
 from experiments.samples import SampleReply, sample_replies
 from experiments.tables import last_quarter
-from market.environment import make_pool, open_engine, titles
+from market.environment import LazyEngine, pools_of, titles
 from market.live import LiveReplies
 from market.model import MarketModel
 from market.result import Result
@@ -84,29 +84,34 @@ def run(
         say: told in a line what is going on.
         progress: show progress bars (on a terminal only).
     """
-    pool = make_pool(scenario, say) if pool is None else pool
+    arms = [make_mechanism(arm.name, **arm.parameters) for arm in scenario.arms]
+    engine = LazyEngine(scenario)
+    given = pool is not None
+    if given:
+        traded = [pool] * len(arms)
+    else:
+        traded = pools_of(scenario, arms, say, engine)
+        pool = traded[0]
     names = titles(pool)
     results, best, samples, pools, written = [], [], {}, {}, []
-    engine = open_engine(scenario) if scenario.replies.source == "live" else None
-    for arm in (scenario.mechanism, *scenario.beside):
-        mechanism = make_mechanism(arm.name, **arm.parameters)
-        way = mechanism.generation
-        if way == scenario.replies.generation or scenario.replies.source == "synthetic":
-            way = None
-        traded = pool if way is None else make_pool(scenario, say, way)
-        check_weights(traded)
-        live = None if engine is None else LiveReplies.of(scenario, traded, seed, way, engine)
-        say(f"market: {scenario.rounds} rounds x {scenario.replications} under {arm.name}")
+    for mechanism, pool_of_arm in zip(arms, traded, strict=True):
+        check_weights(pool_of_arm)
+        live = None
+        if scenario.replies.source == "live" and not given:
+            way = mechanism.generation
+            live = LiveReplies.of(scenario, pool_of_arm, seed, way, engine.open())
+        say(f"market: {scenario.rounds} rounds x {scenario.replications} under {mechanism.name}")
         model = MarketModel(
-            scenario, seed, pool=traded, live=live, mechanism=mechanism, titles=names
+            scenario, seed, pool=pool_of_arm, live=live, mechanism=mechanism, titles=names
         )
         result = model.run(progress=progress)
         results.append(result)
-        best.append(best_responses(mechanism, traded, population(scenario)).labelled(arm.name))
-        samples[arm.name] = _samples(traded, mechanism, result, seed)
-        pools[arm.name] = traded
+        found = best_responses(mechanism, pool_of_arm, population(scenario))
+        best.append(found.labelled(mechanism.name))
+        samples[mechanism.name] = _samples(pool_of_arm, mechanism, result, seed)
+        pools[mechanism.name] = pool_of_arm
         if live is not None:
-            written.append(live.table().with_columns(pl.lit(arm.name).alias("mechanism")))
+            written.append(live.table().with_columns(pl.lit(mechanism.name).alias("mechanism")))
     return Run(
         scenario,
         seed,
@@ -189,12 +194,20 @@ def provenance(finished: Run) -> dict[str, Any]:
         "model": manifest.get("model"),
         "pool_hash": finished.pool.content_hash,
         # DESIGN 3.1: below 2 an auction rests on a single reply, and the result must say so.
-        "effective_sample_size_min": float(finished.pool.effective_sample_size.min()),
-        "low_effective_sample_size": bool(finished.pool.effective_sample_size.min() < 2),
+        "effective_sample_size_min": float(least_ess(finished)),
+        "low_effective_sample_size": bool(least_ess(finished) < 2),
         "pool_hash_by_mechanism": {n: each.content_hash for n, each in finished.pools.items()},
         "pool": {k: v for k, v in manifest.items() if k not in ("content_hash", "schema")},
         **where(),
     }
+
+
+def least_ess(finished: Run) -> float:
+    """The least effective sample size of any request that was traded on, under any mechanism."""
+    pools = [finished.pool, *finished.pools.values()]
+    recorded = min(float(pool.effective_sample_size.min()) for pool in pools)
+    # A round is at least as low as any of its requests, on average.
+    return min(recorded, float(finished.result.rounds["ess"].min()))
 
 
 def _fill(finished: Run, folder: Path) -> None:

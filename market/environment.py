@@ -6,7 +6,6 @@ machine; recording needs the LLM, everything after it does not.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -15,16 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.users import BehaviouralUsers
+from agents.users import BehaviouralUsers, Norms
 from market.catalog import Ad, Catalog, Query
 from market.retrieval import retrieve
 from market.scenario import Scenario
+from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
 from mechanisms.insertion import PHRASES
 from mechanisms.llm.base import Engine
 from mechanisms.llm.encoder import TextEncoder
 from mechanisms.llm.engines import make_engine
 from mechanisms.llm.journal import Journaled
+from mechanisms.llm.streams import derived_seed
 from mechanisms.llm.weights import cache_dir, identity
 from mechanisms.llm_auction.prompt import auction_prompt
 from mechanisms.pool import Floats, ReplyPool
@@ -42,6 +43,8 @@ def make_pool(
     say: Callable[[str], None] = lambda _: None,
     generation: str | None = None,
     salt: int = 0,
+    norms: Norms | None = None,
+    engine: LazyEngine | None = None,
 ) -> ReplyPool:
     """The scenario's candidate replies: drawn, from the cache, or recorded and kept.
 
@@ -50,6 +53,8 @@ def make_pool(
         say: told in a line what is going on, since recording takes minutes.
         generation: how replies are to be written, if not as the scenario says.
         salt: recordings with different salts are independent.
+        norms: by which users judge; default those of the replies themselves.
+        engine: to record with; default one is opened if there is anything to record.
     """
     if scenario.replies.source == "synthetic":
         return ReplyPool.synthetic(
@@ -62,19 +67,59 @@ def make_pool(
     if generation is not None:
         scenario = written_by(scenario, generation)
     requests, users = make_requests(scenario)
+    users = replace(users, norms=norms)
     folder = pool_folder(scenario, requests, users, salt)
     if (folder / "manifest.json").exists():
         say(f"candidate replies: reusing {folder}")
         return load_pool(folder)
-    journal = folder.with_name(f".{folder.name}.journal")
-    # Read back, so that a first run sees exactly what later runs will.
-    pool = load_pool(save_pool(record_pool(scenario, requests, users, say, journal, salt), folder))
-    journal.unlink(missing_ok=True)
+    opened = (engine or LazyEngine(scenario)).open()
+    journal = Journaled(opened, folder.with_name(f".{folder.name}.journal"))
+    with journal:
+        pool = record_pool(scenario, requests, users, say, journal, salt)
+        # Read back, so that a first run sees exactly what later runs will.
+        pool = load_pool(save_pool(pool, folder))
+        journal.delete()
     return pool
 
 
+def pools_of(
+    scenario: Scenario,
+    mechanisms: Sequence[Mechanism],
+    say: Callable[[str], None] = lambda _: None,
+    engine: LazyEngine | None = None,
+) -> list[ReplyPool]:
+    """The pool that each mechanism trades on: the scenario's, or one written in its own way.
+
+    All are judged by the norms of the scenario's: users do not change with the mechanism.
+    """
+    engine = engine or LazyEngine(scenario)
+    shared = make_pool(scenario, say, engine=engine)
+    pools = []
+    for mechanism in mechanisms:
+        way = mechanism.generation
+        if way in (None, scenario.replies.generation):
+            pools.append(shared)
+        else:
+            pools.append(make_pool(scenario, say, way, norms=norms_of(shared), engine=engine))
+    return pools
+
+
+def norms_of(pool: ReplyPool) -> Norms:
+    """The norms by which the replies of a recording were judged.
+
+    Raises:
+        BadInput: no LLM wrote them, or no user judged them.
+    """
+    norms = pool.manifest.get("users", {}).get("norms")
+    if norms is None:
+        raise BadInput(
+            "these replies were not recorded from an LLM; set replies.source to recorded"
+        )
+    return Norms(**norms)
+
+
 def written_by(scenario: Scenario, generation: str) -> Scenario:
-    """The scenario with replies written in another way; without what only `guided` has."""
+    """The scenario with replies written in another way; without what that way does not have."""
     spec = scenario.replies.model_dump()
     if generation in ("auction", "token"):
         spec |= {"context_probe": 0, "log_ratios": False, "inline_rate": 0.0}
@@ -86,44 +131,48 @@ def record_pool(
     requests: Sequence[Request],
     users: BehaviouralUsers,
     say: Callable[[str], None],
-    journal: Path | None = None,
+    engine: Engine | None = None,
     salt: int = 0,
 ) -> ReplyPool:
-    """Have the scenario's LLM write the replies, and probe context-aware generation beside.
-
-    What the LLM has done is kept in `journal` as it comes, so that an interrupted recording goes on
-    where it was.
-    """
-    spec = scenario.replies
-    with contextlib.ExitStack() as stack:
-        engine = open_engine(scenario)
-        if journal is not None:
-            engine = stack.enter_context(Journaled(engine, journal))
-        say(
-            f"candidate replies: {spec.model} writes {spec.per_request} to each of "
-            f"{len(requests)} requests (once; kept for later runs)"
-        )
-        seed = recording_seed(scenario, salt)
-        N = scenario.num_advertisers
-        pool = record(requests, engine, users, spec.design, seed=seed, num_advertisers=N)
-        if not spec.context_probe:
-            return pool
-        probed = requests[: spec.context_probe]
-        design = replace(spec.design, replies=min(spec.per_request, 16), generation="context")
-        tried = record(probed, engine, users, design, seed=seed, num_advertisers=N)
+    """Have the scenario's LLM write the replies, and probe context-aware generation beside."""
+    engine = engine or LazyEngine(scenario).open()
+    spec, N = scenario.replies, scenario.num_advertisers
+    say(
+        f"candidate replies: {spec.model} writes {spec.per_request} to each of "
+        f"{len(requests)} requests by {spec.generation} (once; kept for later runs)"
+    )
+    seed = recording_seed(scenario, salt)
+    pool = record(requests, engine, users, spec.design, seed=seed, num_advertisers=N)
+    if not spec.context_probe:
+        return pool
+    probed = requests[: spec.context_probe]
+    design = replace(spec.design, replies=min(spec.per_request, 16), generation="context")
+    tried = record(probed, engine, users, design, seed=seed, num_advertisers=N)
     probe = {"requests": len(probed), "replies": design.replies, **describe(tried)}
     return with_manifest(pool, context_probe=probe)
 
 
-def open_engine(scenario: Scenario) -> Engine:
-    """The engine that the scenario names, with its LLM loaded."""
-    spec = scenario.replies
-    return make_engine(spec.engine, model=spec.model, dtype=spec.dtype, server=spec.server)
+class LazyEngine:
+    """The engine that a scenario names, opened when it is first needed, and once."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.engine: Engine | None = None
+
+    def open(self) -> Engine:
+        """The engine, with its LLM loaded."""
+        if self.engine is None:
+            spec = self.scenario.replies
+            self.engine = make_engine(
+                spec.engine, model=spec.model, dtype=spec.dtype, server=spec.server
+            )
+        return self.engine
 
 
 def recording_seed(scenario: Scenario, salt: int) -> int:
     """Seed of the LLM's streams; for salt 0 the environment's."""
-    return scenario.environment_seed + (salt << 48)
+    seed = scenario.environment_seed
+    return derived_seed(seed, "recording", salt) if salt else seed
 
 
 def pool_folder(
@@ -137,6 +186,7 @@ def pool_folder(
         "engine": spec.engine,
         "encoder": users.encoder.model,
         "users": [asdict(users.clicks), asdict(users.satisfaction)],
+        "norms": asdict(users.norms) if users.norms else None,
         "prompts": [
             *(REFERENCE_PROMPT, CONTEXT_PROMPT, ADVERTISER_PROMPT, *PHRASES),
             auction_prompt("", "", (), ()),

@@ -54,7 +54,9 @@ def measure(
         return by_request.reshape(R, B).mean(axis=1)
 
     satisfaction = mean((outcome.probabilities * batch.quality).sum(axis=1))
-    kl = mean(kl_from_reference(batch.log_weights, outcome.probabilities))
+    kl = np.full(R, np.nan)
+    if mechanism.generation != "auction":  # whose replies no reference wrote
+        kl = mean(kl_from_reference(batch.log_weights, outcome.probabilities))
     welfare = tally.itctr @ values / B + satisfaction
     tau = getattr(mechanism, "tau", np.nan)
     return {
@@ -132,7 +134,8 @@ class Ledger:
 
         Realised: revenue, clicks. Expected: expected_revenue, welfare (advertisers' values and user
         satisfaction), regularised_welfare (less tau times KL; null for a mechanism without tau),
-        user_satisfaction, ads_per_reply, kl (nats). ess: mean effective sample size of the weights.
+        user_satisfaction, ads_per_reply, kl (nats; null where no reference wrote the replies).
+        ess: mean effective sample size of the weights.
         """
         R, T = self.replications, self.rounds
         columns = {
@@ -141,7 +144,9 @@ class Ledger:
             "round": np.tile(np.arange(T), R),
         }
         columns |= {name: self._table(f"round.{name}").ravel() for name in PER_ROUND}
-        return pl.DataFrame(columns).with_columns(pl.col("regularised_welfare").fill_nan(None))
+        return pl.DataFrame(columns).with_columns(
+            pl.col("regularised_welfare", "kl").fill_nan(None)
+        )
 
     def advertisers_frame(self) -> pl.DataFrame:
         """Rows by replication, round and advertiser; every amount a sum over the round's requests.

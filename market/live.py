@@ -7,22 +7,20 @@ shows that outcomes agree with those of recorded mode.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 
-from agents.users import BehaviouralUsers, Norms
-from market.environment import make_requests, open_engine
+from agents.users import BehaviouralUsers
+from market.environment import LazyEngine, make_requests, norms_of, pools_of, written_by
 from market.scenario import Scenario
-from mechanisms.errors import BadInput
+from mechanisms.base import Mechanism
 from mechanisms.llm.base import Engine
+from mechanisms.llm.streams import derived_seed
 from mechanisms.pool import Floats, Ints, ReplyPool
 from mechanisms.recording import Design, Request, record
-
-FIRST_KEY = 1 << 32
-"""Random streams of live replies are numbered from here, apart from those of a recording."""
 
 
 class LiveReplies:
@@ -33,13 +31,14 @@ class LiveReplies:
         engine: writes.
         users: judge, by the norms of the recording: what is fluent must not depend on the round.
         design: of the recording.
-        seed: of the replies.
+        seed: of the replies; their streams are (seed, request asked, reply).
         num_advertisers: N.
 
     Attributes:
-        asked: requests answered so far; numbers their random streams.
-        tables: a table per round of all replies written: `mechanisms.recording.reply_table` with
-            the `round`, and `request` as an index into the recording.
+        asked: requests answered so far.
+        tables: by round, all replies written: `mechanisms.recording.measure.reply_table` with the
+            `round`, the `replication`, the `position` of the request among those of the
+            replication, `request` as an index into the recording, and whether it was `chosen`.
     """
 
     def __init__(
@@ -74,34 +73,33 @@ class LiveReplies:
         Args:
             scenario: the market; its `replies` say which LLM writes, and how.
             pool: its recording.
-            seed: of the replies.
+            seed: of the run; the replies get one of their own from it.
             generation: how they are written, if not as the scenario says.
             engine: default the scenario's.
 
         Raises:
             BadInput: a pool that no LLM has recorded.
         """
-        norms = pool.manifest.get("users", {}).get("norms")
-        if norms is None:
-            raise BadInput("live replies need a recorded pool; set replies.source to live")
+        norms = norms_of(pool)
         requests, users = make_requests(scenario)
-        design = scenario.replies.design
+        if generation is not None:
+            scenario = written_by(scenario, generation)
         return cls(
             requests,
-            engine or open_engine(scenario),
-            replace(users, norms=Norms(**norms)),
-            replace(design, generation=generation or design.generation),
-            seed,
+            engine or LazyEngine(scenario).open(),
+            replace(users, norms=norms),
+            scenario.replies.design,
+            derived_seed(seed, "live", scenario.environment_seed),
             scenario.num_advertisers,
         )
 
     def replies(self, requests: Ints, bids: Floats) -> ReplyPool:
-        """M fresh replies to each of `requests` (k,), under `bids` (k, n) if they matter."""
+        """M fresh replies to each of `requests` (R, B), under `bids` (R * B, n) if they matter."""
+        flat = requests.ravel()
         asked = [
             replace(self.requests[i], bids=tuple(row))
-            for i, row in zip(requests, bids.tolist(), strict=True)
+            for i, row in zip(flat, bids.tolist(), strict=True)
         ]
-        keys = FIRST_KEY + self.asked + np.arange(len(asked))
         pool = record(
             asked,
             self.engine,
@@ -109,14 +107,44 @@ class LiveReplies:
             self.design,
             seed=self.seed,
             num_advertisers=self.num_advertisers,
-            keys=[int(key) for key in keys],
+            keys=range(self.asked, self.asked + len(asked)),
         )
         self.asked += len(asked)
-        index = pl.Series("request", np.repeat(requests, pool.shape[1]))
-        number = pl.lit(len(self.tables)).alias("round")
-        self.tables.append(pool.replies.with_columns(index).with_columns(number))
+        R, B = requests.shape
+        M = pool.shape[1]
+        self.tables.append(
+            pool.replies.with_columns(
+                pl.Series("request", np.repeat(flat, M)),
+                pl.Series("replication", np.repeat(np.arange(R), B * M)),
+                pl.Series("position", np.tile(np.repeat(np.arange(B), M), R)),
+                pl.lit(len(self.tables)).alias("round"),
+                pl.lit(False).alias("chosen"),
+            )
+        )
         return pool
+
+    def show(self, chosen: Ints) -> None:
+        """Note which of the replies just written are shown, `chosen` (R * B,)."""
+        table = self.tables[-1]
+        M = table.height // len(chosen)
+        shown = (np.arange(M) == chosen[:, None]).ravel()
+        self.tables[-1] = table.with_columns(pl.Series("chosen", shown))
 
     def table(self) -> pl.DataFrame:
         """All replies written so far."""
         return pl.concat(self.tables, how="diagonal")
+
+
+def replies_for(
+    scenario: Scenario,
+    mechanism: Mechanism,
+    seed: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[ReplyPool, LiveReplies | None]:
+    """What a market under `mechanism` trades on: its pool, and where live replies come from."""
+    engine = LazyEngine(scenario)
+    (pool,) = pools_of(scenario, [mechanism], say, engine)
+    if scenario.replies.source != "live":
+        return pool, None
+    way = mechanism.generation
+    return pool, LiveReplies.of(scenario, pool, seed, way, engine.open())

@@ -53,8 +53,9 @@ class MarketModel(mesa.Model):
     Args:
         scenario: describes it: rounds, requests_per_round, replications, mechanism, advertisers.
         seed: of everything random; equal seeds give equal results.
-        pool: candidate replies; default `scenario.make_pool()`.
-        live: where replies are written anew in every round; default the pool's are traded on.
+        pool: candidate replies; default the scenario's, written as the mechanism needs them.
+        live: where replies are written anew in every round. By default the scenario says, if the
+            pool is left to it; a pool that is given is traded on as it is.
         mechanism: default the scenario's.
         titles: (N,) titles of the ads; default the specs' `title`, else "Ad i".
         label: what results call the run; default the mechanism's name.
@@ -95,7 +96,8 @@ class MarketModel(mesa.Model):
         if mechanism is None:
             wanted = scenario.mechanism
             mechanism = make_mechanism(wanted.name, **dict(wanted.parameters))
-        pool = scenario.make_pool() if pool is None else pool
+        if pool is None:
+            pool, live = scenario.replies_for(mechanism, seed)
         specs = list(scenario.advertisers)
         if not specs or len(specs) != pool.num_advertisers:
             raise BadInput(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 import yaml
@@ -23,6 +23,9 @@ from mechanisms.errors import BadInput
 from mechanisms.pool import ReplyPool
 from mechanisms.recording import Design
 from mechanisms.registry import make_mechanism
+
+if TYPE_CHECKING:
+    from market.live import LiveReplies
 
 BUNDLED = Path(__file__).with_name("data") / "scenarios"
 """Scenarios that come with the program; their names can be given instead of a path."""
@@ -184,7 +187,7 @@ class Scenario(_Strict):
     rounds: Count = 2000
     requests_per_round: Count = 16
     replications: Count = 4
-    environment_seed: Annotated[int, Field(ge=0)] = 0
+    environment_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     catalog: CatalogSpec = CatalogSpec()
     requests: RequestsSpec = RequestsSpec()
     replies: RepliesSpec = RepliesSpec()
@@ -197,8 +200,7 @@ class Scenario(_Strict):
 
     def model_post_init(self, _: Any) -> None:
         """Refuse what would only fail later: mechanisms, learners, sizes."""
-        arms = [self.mechanism, *self.beside]
-        for arm in arms:
+        for arm in self.arms:
             self._refuse_replies_that_lack(make_mechanism(arm.name, **arm.parameters))
         for group in self.population:
             check_learner(group.learner.name, group.learner.parameters)
@@ -208,7 +210,7 @@ class Scenario(_Strict):
                     raise BadInput(f"{key} has range [{low}, {high}]; give the lower end first")
             if group.objective == "utility" and group.target_roi != (1.0, 1.0):
                 raise BadInput("target_roi is given for utility maximizers, who have none; drop it")
-        if len({arm.name for arm in arms}) < len(arms):
+        if len({arm.name for arm in self.arms}) < len(self.arms):
             raise BadInput("a mechanism is listed twice in mechanism and beside; list each once")
         if self.requests.ads > self.num_advertisers:
             raise BadInput(
@@ -218,12 +220,22 @@ class Scenario(_Strict):
 
     def _refuse_replies_that_lack(self, mechanism: Mechanism) -> None:
         """What a mechanism asks of replies is known before they are recorded."""
-        if mechanism.generation and self.replies.source == "synthetic":
+        name, spec, own = mechanism.name, self.replies, mechanism.generation
+        if own and spec.source == "synthetic":
+            raise BadInput(f"{name} needs replies by an LLM; set replies.source to recorded")
+        if own == "token" and spec.engine != "transformers":
+            raise BadInput(f"{name} needs whole distributions; set replies.engine to transformers")
+        if own is None and spec.generation in ("auction", "token"):
             raise BadInput(
-                f"{mechanism.name} needs replies by an LLM; set replies.source to recorded"
+                f"{name} cannot trade on replies written by {spec.generation}; leave "
+                "replies.generation out (mechanisms that need it get it anyway)"
             )
-        if getattr(mechanism, "reward", None) == "log-ratio" and not self.replies.log_ratios:
-            raise BadInput("mosaic with reward log-ratio needs replies.log_ratios: true; add it")
+        if getattr(mechanism, "reward", None) == "log-ratio" and (
+            spec.source == "synthetic" or not spec.log_ratios
+        ):
+            raise BadInput(
+                "mosaic with reward log-ratio needs an LLM's replies, with replies.log_ratios: true"
+            )
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
@@ -264,6 +276,11 @@ class Scenario(_Strict):
         return type(self).from_dict({**self.model_dump(), **changes})
 
     @property
+    def arms(self) -> tuple[Named, ...]:
+        """The mechanism, and those beside it."""
+        return (self.mechanism, *self.beside)
+
+    @property
     def num_advertisers(self) -> int:
         """N."""
         return sum(group.count for group in self.population)
@@ -298,6 +315,12 @@ class Scenario(_Strict):
         from market.environment import make_pool
 
         return make_pool(self)
+
+    def replies_for(self, mechanism: Mechanism, seed: int) -> tuple[ReplyPool, LiveReplies | None]:
+        """What a market under `mechanism` trades on; see `market.live.replies_for`."""
+        from market.live import replies_for
+
+        return replies_for(self, mechanism, seed)
 
 
 def _in_words(error: ValidationError) -> str:

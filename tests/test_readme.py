@@ -22,7 +22,11 @@ def test_the_python_example_runs_when_pasted():
     assert "mosaic utility maximizers" in done.stdout
 
 
-def test_the_yaml_example_is_a_scenario():
-    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    scenario = Scenario.from_dict(yaml.safe_load(text), source="README.md")
-    assert scenario.num_advertisers == 8
+def test_the_yaml_examples_are_scenarios():
+    texts = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    replies, market = sorted(
+        (Scenario.from_dict(yaml.safe_load(text), source="README.md") for text in texts),
+        key=lambda scenario: scenario.replies.source,
+    )
+    assert replies.replies.source == "live"
+    assert market.num_advertisers == 8

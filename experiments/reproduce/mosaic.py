@@ -8,14 +8,17 @@ an auction cost in LLM tokens?
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import polars as pl
 
+from agents.users import Norms
 from experiments.reproduce import mosaic_measures as measures
-from market.environment import make_pool, make_requests
+from experiments.reproduce.mosaic_misreports import misreports
+from market.environment import LazyEngine, make_pool, make_requests, norms_of
 from market.scenario import Scenario
 from mechanisms.errors import BadInput
 from mechanisms.llm.chat import ChatTokenizer
@@ -28,8 +31,10 @@ WAYS = ("reference", "guided", "context", "mixture")
 TRUTH = 3
 """How many times as many candidates stand for the whole reply space."""
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""M, beside a recording's own."""
 TAUS = tuple(float(tau) for tau in np.geomspace(0.02, 2.0, 11).round(4))
 COSTED_M, COSTED_N = (1, 2, 5, 10, 20, 50), (1, 2, 4, 8)
+LEAST = {"replies.per_request": 8, "requests.queries": 2, "requests.ads": 2, "advertisers": 4}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +44,9 @@ class Study:
     Attributes:
         scenario: what was recorded; `seed` of what is random in the analysis.
         pools: candidates by way of writing, and `truth`.
-        convergence, offsets, temperatures, misreports, tokens: see `mosaic_measures`; the first two
-            have a column `reward`.
+        convergence, offsets, temperatures, misreports, tokens: see `mosaic_measures` and
+            `mosaic_misreports`; all but temperatures and tokens have a column `reward`.
+        seconds: wall time by what was done.
     """
 
     scenario: Scenario
@@ -51,48 +57,79 @@ class Study:
     temperatures: pl.DataFrame
     misreports: pl.DataFrame
     tokens: pl.DataFrame
+    seconds: dict[str, float]
 
 
 def study(scenario: Scenario, seed: int = 0, say: Callable[[str], None] = lambda _: None) -> Study:
     """Record what is needed (or reuse it) and measure.
 
     Raises:
-        BadInput: a scenario whose mechanism is not mosaic, or without an LLM.
+        BadInput: a scenario that is not of truthful utility maximizers under MOSAIC as it is in the
+            paper, is without an LLM, or too small.
     """
-    if scenario.mechanism.name != "mosaic":
-        raise BadInput(
-            f"scenario {scenario.name} runs {scenario.mechanism.name}; give one of mosaic"
-        )
-    if scenario.replies.source == "synthetic":
-        raise BadInput(f"scenario {scenario.name} has synthetic replies; MOSAIC is about an LLM's")
+    _refuse(scenario)
+    started = time.perf_counter()
     pools = _pools(scenario, say)
+    recorded = time.perf_counter()
+    say("measuring: convergence, payments, tau, misreports, cost")
     values = np.array([spec.value for spec in scenario.advertisers])
     tau = float(scenario.mechanism.parameters["tau"])
     rng = np.random.default_rng([seed, 7])
     truth, guided = pools["truth"], pools["guided"]
-    say("measuring: convergence, payments, tau, misreports, cost")
     ways = {way: pools[way] for way in WAYS}
     forms = {
         "clicks": (values, Mosaic(tau)),
         "log-ratio": (np.ones_like(values), Mosaic(log_ratio_tau(scenario), reward="log-ratio")),
     }
-    convergence, offsets = [], []
+    convergence, offsets, lies = [], [], []
     for reward, (weights, mechanism) in forms.items():
         label = pl.lit(reward).alias("reward")
         found = measures.convergence(ways, truth, weights, mechanism, SIZES, rng)
         convergence.append(found.with_columns(label))
         found = measures.offsets(truth, weights, mechanism.tau, reward)
         offsets.append(found.with_columns(label))
+        lies.append(misreports(guided, weights, mechanism, rng).with_columns(label))
+    temperatures = measures.temperatures(truth, values, TAUS)
+    tokens = _tokens(scenario, guided)
     return Study(
         scenario=scenario,
         seed=seed,
         pools=pools,
         convergence=pl.concat(convergence),
         offsets=pl.concat(offsets),
-        temperatures=measures.temperatures(truth, values, TAUS),
-        misreports=measures.misreports(guided, values, tau, rng),
-        tokens=_tokens(scenario, guided),
+        temperatures=temperatures,
+        misreports=pl.concat(lies),
+        tokens=tokens,
+        seconds={"replies": recorded - started, "measures": time.perf_counter() - recorded},
     )
+
+
+def _refuse(scenario: Scenario) -> None:
+    """Refuse what the study would silently leave out of account, or has too little of."""
+    where, spec = f"scenario {scenario.name}", scenario.mechanism
+    if spec.name != "mosaic":
+        raise BadInput(f"{where} runs {spec.name}; give one of mosaic")
+    defaults = {each.name: each.default for each in fields(Mosaic)}
+    for name, given in spec.parameters.items():
+        if name != "tau" and given != defaults[name]:
+            raise BadInput(
+                f"{where} sets {name}: {given} of mosaic, which the reproduction varies itself or "
+                f"leaves at {defaults[name]}; drop it"
+            )
+    if scenario.replies.source == "synthetic":
+        raise BadInput(f"{where} has synthetic replies; MOSAIC is about an LLM's")
+    sizes = (scenario.replies.per_request, scenario.requests.queries, scenario.requests.ads)
+    for (name, least), size in zip(
+        LEAST.items(), (*sizes, scenario.num_advertisers), strict=True
+    ):
+        if size < least:
+            raise BadInput(f"{where} has {name} {size}; the reproduction needs at least {least}")
+    for group in scenario.population:
+        if group.objective != "utility" or group.budget is not None:
+            what = "budgets" if group.objective == "utility" else "value maximizers"
+            raise BadInput(f"{where} has {what}; MOSAIC's advertisers are utility maximizers only")
+        if group.learner.name != "truthful":
+            raise BadInput(f"{where} has learner {group.learner.name}; MOSAIC's are truthful")
 
 
 def log_ratio_tau(scenario: Scenario) -> float:
@@ -107,17 +144,21 @@ def log_ratio_tau(scenario: Scenario) -> float:
 def _pools(scenario: Scenario, say: Callable[[str], None]) -> dict[str, ReplyPool]:
     """The same requests, written to in every way; independent of each other.
 
-    What stands for the whole reply space is a mixture, which holds what both prompts write.
+    What stands for the whole reply space is a mixture, which holds what both prompts write. It is
+    recorded first, and users judge all others by its norms: the same reply, the same clicks.
     """
     spec = scenario.replies.model_dump() | {"context_probe": 0, "log_ratios": True}
-    pools = {}
-    for number, way in enumerate((*WAYS, "truth")):
-        changes = {"generation": way}
-        if way == "truth":
-            changes = {"generation": "mixture", "per_request": TRUTH * spec["per_request"]}
+    engine = LazyEngine(scenario)
+
+    def written(salt: int, norms: Norms | None, **changes: object) -> ReplyPool:
         asked = scenario.with_(replies={**spec, **changes})
-        pools[way] = make_pool(asked, say, salt=number + 1)
-    return pools
+        return make_pool(asked, say, salt=salt, norms=norms, engine=engine)
+
+    large = TRUTH * scenario.replies.per_request
+    truth = written(len(WAYS) + 1, None, generation="mixture", per_request=large)
+    norms = norms_of(truth)
+    pools = {way: written(k, norms, generation=way) for k, way in enumerate(WAYS, start=1)}
+    return pools | {"truth": truth}
 
 
 def _tokens(scenario: Scenario, guided: ReplyPool) -> pl.DataFrame:

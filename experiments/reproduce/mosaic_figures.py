@@ -1,4 +1,4 @@
-"""Figures of `admarket reproduce mosaic`; bands are 95 % bootstrap intervals over requests."""
+"""Figures of `admarket reproduce mosaic`; bands are 95 % intervals over requests."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from experiments.bootstrap import interval
+from experiments.bootstrap import Estimate
 from experiments.plots import DASHES, FAINT, WIDTH, style
+from experiments.reproduce.mosaic_measures import against_optimum, average, by_request, ratio
 
 if TYPE_CHECKING:
+    from experiments.reproduce.mosaic import Study
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SUMS = pl.col("payment", "value", "utility").sum()
-Statistic = Callable[[pl.DataFrame], tuple[float, float, float]]
+Statistic = Callable[[pl.DataFrame], Estimate]
 
 LOOKS = {
     "reference": ("#555555", "o", "reference LLM"),
@@ -25,79 +26,80 @@ LOOKS = {
     "mixture": ("#009e73", "D", "mixture"),
     "log-ratio": ("#a6548a", "v", "guided, scored for\nevery advertiser"),
 }
-WELFARE = {"clicks": "share of the optimum's", "log-ratio": "less the optimum's, money"}
+FORMS = {"clicks": ("clicks", "#0072b2", "o"), "log-ratio": ("log-ratios", "#a6548a", "v")}
 CAPTIONS = {
     "convergence": (
         "(a) Allocation over M candidates against the optimal reply distribution, for which a "
-        "larger recording stands. Left: regularised welfare; "
-        "middle: total variation over which ads are shown; right: mean log-probability of the "
-        "reply shown under the optimal distribution, less that of replies drawn from it (the "
-        "paper's measure; above 0: replies more typical than the optimum's own)."
+        "larger recording stands (what is said of it is an estimate too). From the left: the "
+        "advertisers' value; mean tau log Z, a lower bound on the regularised welfare of replies "
+        "so drawn, which grows with M for any candidates; total variation over which ads are "
+        "shown (dashed: when nobody bids); mean log-probability of the reply shown under the "
+        "optimal distribution, less that of replies drawn from it (the paper's measure; above 0: "
+        "replies more typical than the optimum's own). Top: rewards are clicks, and amounts shares "
+        "of the optimum's. Bottom: rewards are log-ratios, and amounts less the optimum's. Subsets "
+        "hold their share of each condition of the recording."
     ),
     "offset": (
         "(b) Left: what the platform is paid and advertisers get, per request. Middle, right: "
         "utility of an advertiser against its contribution to welfare (change in everybody's value "
-        "when it takes part), each divided by the mean contribution; a dot is an ad of a request."
+        "when it takes part), each divided by the mean absolute contribution; a dot is an ad of a "
+        "request."
     ),
-    "temperature": "(c) User satisfaction, advertisers' value and revenue against tau.",
+    "temperature": (
+        "(c) Against tau: divergence of the allocation from the reference LLM, advertisers' value, "
+        "revenue, and user satisfaction."
+    ),
     "misreports": (
-        "(d) Loss from misreporting, as a share of the advertisers' value under truth; every "
-        "advertiser by itself. Scalar: a bid of so many times the value. Vector: noise of so many "
-        "standard deviations of its rewards on what is reported of every reply."
+        "(d) Loss from misreporting, as a share of the mean absolute reward under truth (for "
+        "clicks: of value); every advertiser by itself. Scalar: a bid of so many times the truth. "
+        "Vector: noise of so many standard deviations of its rewards on what is reported of every "
+        "reply."
     ),
-    "tokens": "(e) LLM tokens of one auction: prompts, replies written, and replies scored.",
+    "tokens": (
+        "(e) LLM tokens of one auction: prompts, replies written, and replies scored. Both axes "
+        "are logarithmic."
+    ),
 }
 
 
-def ratio_of_sums(
-    frame: pl.DataFrame, over: str, under: str | None, seed: int = 0
-) -> tuple[float, float, float]:
-    """Σ over / Σ under (or the mean of `over`) with its interval, rows being requests."""
-    top = frame[over].to_numpy()
-    if under is None:
-        return interval(top, np.random.default_rng(seed))
-    bottom = frame[under].to_numpy()
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(top), np.full(len(top), 1 / len(top)), size=4000)
-    low, high = np.quantile((counts @ top) / (counts @ bottom), [0.025, 0.975])
-    return float(top.sum() / bottom.sum()), float(low), float(high)
+def draw(study: Study) -> dict[str, Figure]:
+    """All figures, by name."""
+    return {
+        "convergence": convergence(study.convergence, study.seed),
+        "offset": offset(study.offsets),
+        "temperature": temperature(study.temperatures),
+        "misreports": misreports(study.misreports, study.seed),
+        "tokens": tokens(study.tokens),
+    }
 
 
-def welfare(frame: pl.DataFrame) -> tuple[float, float, float]:
-    """Regularised welfare: a share of the optimum's for clicks; less the optimum's for log-ratios.
-
-    The optimum's is positive for rewards that are, and else may be 0, of which there are no shares.
-    """
-    if frame["reward"][0] == "clicks":
-        return ratio_of_sums(frame, "welfare", "most")
-    return ratio_of_sums(frame.with_columns(gap=pl.col("welfare") - pl.col("most")), "gap", None)
-
-
-def convergence(frame: pl.DataFrame) -> Figure:
-    """Three panels against M, a row for each form of reward."""
-    panels: list[tuple[str, str, Statistic]] = [
-        ("Welfare", "", lambda f: welfare(f)),
-        ("Distance", "total variation, ads shown", lambda f: ratio_of_sums(f, "distance", None)),
-        ("Log-probability", "nats above optimum's", lambda f: ratio_of_sums(f, "likelihood", None)),
+def convergence(frame: pl.DataFrame, seed: int = 0) -> Figure:
+    """Four panels against M, a row for each form of reward."""
+    panels: list[tuple[str, Statistic]] = [
+        ("Value", lambda f: against_optimum(f, "value", "optimum", seed)),
+        ("tau log Z", lambda f: against_optimum(f, "welfare", "most", seed)),
+        ("Distance", lambda f: average(f, "distance")),
+        ("Log-probability", lambda f: average(f, "likelihood")),
     ]
-    figure, axes = _figure(2, 3, 5.6)
+    figure, axes = _figure(2, 4, 5.4)
     sizes = sorted(frame["M"].unique())
     with style():
-        for row, reward in zip(axes, ("clicks", "log-ratio"), strict=True):
+        for row, (reward, (name, *_)) in zip(axes, FORMS.items(), strict=True):
             some = frame.filter(pl.col("reward") == reward)
-            for ax, (title, label, statistic) in zip(row, panels, strict=True):
+            for ax, (title, statistic) in zip(row, panels, strict=True):
                 for way, part in some.group_by("way", maintain_order=True):
                     _line(ax, part, "M", statistic, *LOOKS[str(way[0])])
-                name = "clicks" if reward == "clicks" else "log-ratios"
-                ax.set(title=f"{title}, {name}", ylabel=label or WELFARE[reward])
+                ax.set_title(title)
                 ax.set_xscale("log", base=2)
-                ax.set_xticks(sizes, [str(size) for size in sizes])
+                ax.set_xticks(sizes, _thinned(sizes))
                 ax.minorticks_off()
-            row[0].axhline(float(reward == "clicks"), color=FAINT, dashes=DASHES[1], linewidth=1)
-            row[1].set_ylim(bottom=0)
-            row[2].axhline(0, color=FAINT, dashes=DASHES[1], linewidth=1)
+            row[0].set_ylabel(f"Rewards: {name}", fontweight="bold")
+            levels = (float(reward == "clicks"),) * 2 + (average(some, "unbid").mean, 0.0)
+            for ax, level in zip(row, levels, strict=True):
+                ax.axhline(level, color=FAINT, dashes=DASHES[1], linewidth=1)
+            row[2].set_ylim(bottom=0)
         for ax in axes[1]:
-            ax.set_xlabel("candidate replies M")
+            ax.set_xlabel("candidates M")
         _legend(figure, axes[0][0])
     return figure
 
@@ -113,13 +115,9 @@ def offset(frame: pl.DataFrame) -> Figure:
     with style():
         measured = ("payment", "value", "utility")
         for at, which in enumerate((True, False)):
-            sums = (
-                clicks.filter(pl.col("offset") == which)
-                .group_by("request", maintain_order=True)
-                .agg(SUMS)
-            )
+            sums = by_request(clicks.filter(pl.col("offset") == which), *measured)
             for k, column in enumerate(measured):
-                mean, low, high = ratio_of_sums(sums, column, None)
+                mean, low, high = average(sums, column)
                 x = k + 0.36 * (at - 0.5)
                 axes[0].bar(
                     x, mean, 0.34, color=colours[which], label=names[which] if not k else None
@@ -152,18 +150,17 @@ def offset(frame: pl.DataFrame) -> Figure:
 
 
 def temperature(frame: pl.DataFrame) -> Figure:
-    """Three panels against tau."""
+    """Four panels against tau."""
     panels = (
-        ("satisfaction", "User satisfaction", "per reply, from 0 to 1", "#009e73"),
+        ("kl", "From the reference", "KL divergence, nats", "#555555"),
         ("value", "Advertisers' value", "money per request", "#0072b2"),
         ("revenue", "Revenue", "money per request", "#d55e00"),
+        ("satisfaction", "User satisfaction", "per reply, from 0 to 1", "#009e73"),
     )
-    figure, axes = _figure(1, 3, 3.1)
+    figure, axes = _figure(1, 4, 2.9)
     with style():
         for ax, (column, title, label, colour) in zip(axes, panels, strict=True):
-            _line(
-                ax, frame, "tau", lambda f, c=column: ratio_of_sums(f, c, None), colour, "o", title
-            )
+            _line(ax, frame, "tau", lambda f, c=column: average(f, c), colour, "o", title)
             ax.set_xscale("log")
             ax.set(title=title, ylabel=label, xlabel="tau, money per nat")
             ax.set_xticks([0.02, 0.1, 0.5, 2], ["0.02", "0.1", "0.5", "2"])
@@ -171,20 +168,33 @@ def temperature(frame: pl.DataFrame) -> Figure:
     return figure
 
 
-def misreports(frame: pl.DataFrame) -> Figure:
+def misreports(frame: pl.DataFrame, seed: int = 0) -> Figure:
     """Loss against the size of the lie, scalar and vector."""
-    figure, axes = _figure(1, 2, 3.3)
+    figure, axes = _figure(1, 2, 3.5)
+    kinds = (
+        ("scalar", "Scalar misreports", "bid / truth"),
+        ("noise", "Vector misreports", "noise / standard deviation of rewards"),
+    )
     with style():
-        kinds = (("scalar", "Scalar: bid / value"), ("noise", "Vector: noise / sd of rewards"))
-        for ax, (kind, label) in zip(axes, kinds, strict=True):
-            some = frame.filter(pl.col("kind") == kind)
-            by = some.group_by("size", "request", maintain_order=True).agg(
-                -pl.col("gain").sum(), pl.col("value").sum()
-            )
-            _line(ax, by, "size", lambda f: ratio_of_sums(f, "gain", "value"), "#0072b2", "o", kind)
+        for ax, (kind, title, label) in zip(axes, kinds, strict=True):
+            some = frame.filter(pl.col("kind") == kind).with_columns(loss=-pl.col("gain"))
+            for reward, (name, colour, marker) in FORMS.items():
+                sums = by_request(
+                    some.filter(pl.col("reward") == reward), "loss", "stake", by=("size",)
+                )
+                _line(
+                    ax,
+                    sums,
+                    "size",
+                    lambda f: ratio(f, "loss", "stake", seed),
+                    colour,
+                    marker,
+                    f"rewards: {name}",
+                )
             ax.axhline(0, color=FAINT, dashes=DASHES[1], linewidth=1)
-            ax.set(title=label.split(":")[0], xlabel=label.split(": ")[1], ylabel="loss / value")
+            ax.set(title=title, xlabel=label, ylabel="loss / mean absolute reward")
         axes[1].set_xscale("log")
+        _legend(figure, axes[0])
     return figure
 
 
@@ -233,6 +243,12 @@ def _line(
     found = np.array([statistic(frame.filter(pl.col(x) == each)) for each in at])
     ax.plot(at, found[:, 0], color=colour, marker=marker, markersize=4.5, label=label)
     ax.fill_between(at, found[:, 1], found[:, 2], color=colour, alpha=0.15, linewidth=0)
+
+
+def _thinned(sizes: list[int]) -> list[str]:
+    """Every other label from the last, where there are many."""
+    step = 2 if len(sizes) > 4 else 1
+    return [str(size) if (len(sizes) - 1 - k) % step == 0 else "" for k, size in enumerate(sizes)]
 
 
 def _legend(figure: Figure, ax: Axes) -> None:

@@ -11,24 +11,54 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
+from scipy.stats import rankdata
 
+from experiments.bootstrap import Estimate, mean_of, ratio_of
 from mechanisms.candidates import expectation
-from mechanisms.gibbs import gibbs
+from mechanisms.gibbs import gibbs, kl_from_reference
 from mechanisms.mosaic import Mosaic
-from mechanisms.pool import Bools, Floats, ReplyPool
+from mechanisms.pool import Bools, Floats, Ints, ReplyPool
 
 REMOVED = 0.0  # the bid of an advertiser who is not there
-FACTORS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
-SHAKES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+def by_request(frame: pl.DataFrame, *columns: str, by: Sequence[str] = ()) -> pl.DataFrame:
+    """Sums of `columns` over the ads of a request: rows that are independent of each other."""
+    return frame.group_by(*by, "request", maintain_order=True).agg(pl.col(columns).sum())
+
+
+def average(frame: pl.DataFrame, column: str) -> Estimate:
+    """Mean of a column over rows that are requests."""
+    return mean_of(frame[column].to_numpy())
+
+
+def ratio(frame: pl.DataFrame, over: str, under: str, seed: int = 0) -> Estimate:
+    """Σ over / Σ under, rows being requests."""
+    return ratio_of(frame[over].to_numpy(), frame[under].to_numpy(), seed)
+
+
+def against_optimum(frame: pl.DataFrame, column: str, best: str, seed: int = 0) -> Estimate:
+    """An amount as a share of the optimum's for clicks; less the optimum's for log-ratios.
+
+    The optimum's is positive for rewards that are, and else may be 0, of which there are no shares.
+    """
+    if frame["reward"][0] == "clicks":
+        return ratio(frame, column, best, seed)
+    return mean_of((frame[column] - frame[best]).to_numpy())
 
 
 def subsets(pool: ReplyPool, size: int, draws: int, rng: np.random.Generator) -> ReplyPool:
     """Requests with `size` of their M candidates, drawn without replacement: B·S requests.
 
+    A subset is like a recording of that size: of each condition it holds its share, rounded up or
+    down at random, and every candidate is as likely as any other. (Candidates are lined up by
+    condition, in random order within one, and picked at equal distances from a random start.)
     Request-major: the S draws of a request follow each other.
     """
     B, M, _ = pool.shape
-    picked = np.argsort(rng.random((B, draws, M)), axis=2)[:, :, :size].reshape(B * draws, size)
+    lined_up = np.argsort(_conditions(pool)[:, None, :] + rng.random((B, draws, M)), axis=2)
+    at = ((rng.random((B, draws, 1)) + np.arange(size)) * (M / size)).astype(int)
+    picked = np.take_along_axis(lined_up, np.minimum(at, M - 1), axis=2).reshape(B * draws, size)
     b = np.repeat(np.arange(B), draws)[:, None]
     return ReplyPool.from_arrays(
         pool.ctr[b, picked],
@@ -41,6 +71,15 @@ def subsets(pool: ReplyPool, size: int, draws: int, rng: np.random.Generator) ->
         num_advertisers=pool.num_advertisers,
         extras={name: array[b, picked] for name, array in pool.extras.items()},
     )
+
+
+def _conditions(pool: ReplyPool) -> Ints:
+    """(B, M) which condition a reply was written under, numbered; all 0 where nothing is known."""
+    B, M, _ = pool.shape
+    if pool.replies is None or "condition" not in pool.replies.columns:
+        return np.zeros((B, M), dtype=np.int64)
+    _, numbers = np.unique(pool.replies["condition"].to_numpy(), return_inverse=True)
+    return numbers.reshape(B, M)
 
 
 def convergence(
@@ -59,22 +98,26 @@ def convergence(
         truth: a large recording of the same requests, which stands for the whole reply space.
         weights: (N,) value per unit of the reward; all bid truthfully.
         mechanism: with its tau and its form of reward.
-        sizes: numbers of candidates M to try; those beyond a pool are left out.
+        sizes: numbers of candidates M to try, beside a pool's own; those beyond it are left out.
         rng: of the candidates at hand.
         draws: S, sets of candidates per request and size.
 
     Returns:
         A row per way, M and request, means over the S draws: `value` of the advertisers, beside
         `optimum`, that under π*; `distance`, the total variation between the allocation and π* over
-        which ads are shown; `welfare`, what the candidates achieve of regularised welfare,
-        `tau·log Z`, beside `most`, that of π*; `likelihood`, the mean of `log π*(y)` over replies
-        shown, less its mean under π* (the paper's measure; nats); `satisfaction`; and `ess`.
+        which ads are shown, beside `unbid`, that between the reference (nobody bids) and π*;
+        `welfare`, `tau·log Z`, whose mean over candidates is a lower bound on the regularised
+        welfare of replies so drawn (Jensen; it grows with M for any candidates), beside `most`,
+        that of π*; `likelihood`, the mean of `log π*(y)` over replies shown, less its mean under π*
+        (the paper's measure; nats); `satisfaction`; and `ess`.
     """
     best = _Optimum(truth, weights, mechanism)
+    nobody = gibbs(truth.log_weights, np.zeros(truth.shape), mechanism.tau).probabilities
+    unbid = 0.5 * np.abs(shown_sets(truth.exposure, nobody) - best.shown).sum(axis=1)
     rows = []
     for way, pool in pools.items():
         B, M, _ = pool.shape
-        for size in (size for size in sizes if size <= M):
+        for size in sorted({size for size in sizes if size < M} | {M}):
             S = draws if size < M else 1
             some = subsets(pool, size, S, rng)
             here = _Optimum(some, weights, mechanism)
@@ -88,7 +131,7 @@ def convergence(
                 "ess": some.effective_sample_size,
             }
             means = {name: x.reshape(B, S).mean(axis=1) for name, x in measures.items()}
-            means |= {"optimum": best.value, "most": best.welfare}
+            means |= {"optimum": best.value, "most": best.welfare, "unbid": unbid}
             rows.append(pl.DataFrame({"way": way, "M": size, "request": np.arange(B), **means}))
     return pl.concat(rows)
 
@@ -163,6 +206,25 @@ def offsets(pool: ReplyPool, values: Floats, tau: float, reward: str) -> pl.Data
     return pl.concat(rows)
 
 
+def rank_correlations(frame: pl.DataFrame) -> Floats:
+    """(B,) Spearman's correlation of utility with contribution within each request.
+
+    0 where one of the two is the same for all ads (but for rounding): then it follows nothing.
+    """
+    found = []
+    for _, part in frame.group_by("request", maintain_order=True):
+        ranks = [_ranks(part[name].to_numpy()) for name in ("contribution", "utility")]
+        x, y = (each - each.mean() for each in ranks)
+        size = np.sqrt((x @ x) * (y @ y))
+        found.append(x @ y / size if size > 0 else 0.0)
+    return np.array(found)
+
+
+def _ranks(x: Floats) -> Floats:
+    step = 1e-9 * max(np.abs(x).max(), 1e-300)
+    return rankdata(np.round((x - x.min()) / step)) if np.ptp(x) > step else np.zeros(len(x))
+
+
 def temperatures(pool: ReplyPool, values: Floats, taus: Sequence[float]) -> pl.DataFrame:
     """What tau does: a row per tau and request, with offset.
 
@@ -172,8 +234,6 @@ def temperatures(pool: ReplyPool, values: Floats, taus: Sequence[float]) -> pl.D
     for tau in taus:
         found = Mosaic(tau).allocate(pool, values)
         value = (values[pool.ads] * found.itctr).sum(axis=1)
-        rewards = values[pool.ads][:, None, :] * pool.ctr
-        log_z = gibbs(pool.log_weights, rewards, tau).log_z
         rows.append(
             pl.DataFrame(
                 {
@@ -183,76 +243,11 @@ def temperatures(pool: ReplyPool, values: Floats, taus: Sequence[float]) -> pl.D
                     "value": value,
                     "revenue": found.payments.sum(axis=1),
                     "ads": (found.probabilities * pool.exposure.sum(axis=2)).sum(axis=1),
-                    "kl": value / tau - log_z,
+                    "kl": kl_from_reference(pool.log_weights, found.probabilities),
                 }
             )
         )
     return pl.concat(rows)
-
-
-def misreports(pool: ReplyPool, values: Floats, tau: float, rng: np.random.Generator):
-    """Gain from misreporting, every advertiser by itself, the others truthful.
-
-    Scalar: a bid of `size` times the value. Vector: `size` times the scale of the rewards of noise
-    on top of the truth, reply by reply; the negated truth; credit for every reply that shows the
-    ad, and blame for those that show a rival; and the best of a climb by random steps.
-
-    Returns:
-        A row per kind, size, request and ad: `gain` in utility over truth, and the ad's `value`
-        under truth, both in money per request.
-    """
-    mechanism = Mosaic(tau)
-    truth = values[pool.ads][:, None, :] * pool.ctr
-    found = mechanism.allocate_reports(pool, truth)
-    honest = expectation(found.probabilities, truth) - found.payments
-    value = expectation(found.probabilities, truth)
-    n = pool.shape[2]
-    scale = truth.std(axis=1, keepdims=True) + 1e-9
-
-    def gains(reported: Floats) -> Floats:
-        """(B, n) gains when each advertiser alone reports its column of `reported` (B, M, n)."""
-        out = np.empty_like(honest)
-        for i in range(n):
-            mixed = truth.copy()
-            mixed[:, :, i] = reported[:, :, i]
-            other = mechanism.allocate_reports(pool, mixed)
-            own = expectation(other.probabilities, truth) - other.payments
-            out[:, i] = (own - honest)[:, i]
-        return out
-
-    tried: list[tuple[str, float, Floats]] = [
-        ("scalar", factor, gains(factor * truth)) for factor in FACTORS if factor != 1
-    ]
-    for size in SHAKES:
-        tried.append(("noise", size, gains(truth + size * scale * rng.normal(size=truth.shape))))
-    rival = (pool.exposure.sum(axis=2, keepdims=True) - pool.exposure) > 0
-    tried.append(("negated", 1.0, gains(-truth)))
-    for size in (0.1, 1.0):
-        credit = truth + size * scale * (pool.exposure.astype(float) - rival)
-        tried.append(("credit and blame", size, gains(credit)))
-    best, reported = np.zeros_like(honest), truth.copy()
-    for step in range(30):
-        size = 0.5 * 0.85**step
-        candidate = reported + size * scale * rng.normal(size=truth.shape)
-        gain = gains(candidate)
-        better = gain > best
-        best = np.where(better, gain, best)
-        reported = np.where(better[:, None, :], candidate, reported)
-    tried.append(("climb", 1.0, best))
-    B = pool.shape[0]
-    return pl.concat(
-        pl.DataFrame(
-            {
-                "kind": kind,
-                "size": size,
-                "request": np.repeat(np.arange(B), n),
-                "ad": pool.ads.ravel(),
-                "gain": gain.ravel(),
-                "value": value.ravel(),
-            }
-        )
-        for kind, size, gain in tried
-    )
 
 
 def tokens_per_auction(

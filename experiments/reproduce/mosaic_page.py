@@ -6,36 +6,42 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.provenance import where
 from experiments.report import replies_label
 from experiments.reproduce import mosaic_figures as figures
 from experiments.reproduce.mosaic import TRUTH, Study, log_ratio_tau, study
 from experiments.reproduce.mosaic_conclusions import conclusions
-from experiments.reproduce.page import check_folder, write_page
+from experiments.reproduce.page import check_folder, contents, write_page
 from market.scenario import Scenario
+
+
+TABLES = ("convergence", "offsets", "temperatures", "misreports", "tokens")
 
 
 def reproduce(scenario: Scenario, seed: int, folder: Path, say: Callable[[str], None]) -> Path:
     """Run the study, write its folder, and return the path of its page."""
-    check_folder(folder)
+    check_folder(folder, scenario, seed, contents(figures.CAPTIONS, TABLES))
     done = study(scenario, seed, say)
     say("figures and page")
-    drawn = {
-        "convergence": figures.convergence(done.convergence),
-        "offset": figures.offset(done.offsets),
-        "temperature": figures.temperature(done.temperatures),
-        "misreports": figures.misreports(done.misreports),
-        "tokens": figures.tokens(done.tokens),
-    }
-    names = ("convergence", "offsets", "temperatures", "misreports", "tokens")
+    return write(done, folder)
+
+
+def write(done: Study, folder: Path) -> Path:
+    """Write the study's folder and return the path of its page."""
     return write_page(
         folder,
+        scenario=done.scenario,
+        seed=done.seed,
         title="MOSAIC, reproduced",
         label=replies_label(done.pools["guided"].manifest),
         facts=facts(done),
         conclusions=conclusions(done),
-        figures={name: (figure, figures.CAPTIONS[name]) for name, figure in drawn.items()},
-        tables={name: getattr(done, name) for name in names},
+        figures={
+            name: (figure, figures.CAPTIONS[name]) for name, figure in figures.draw(done).items()
+        },
+        tables={name: getattr(done, name) for name in TABLES},
         manifest=manifest(done),
     )
 
@@ -44,6 +50,7 @@ def facts(done: Study) -> list[tuple[str, str]]:
     """What was done, in words."""
     pool, spec = done.pools["guided"], done.scenario.replies
     B, M, n = pool.shape
+    ess, seconds = done.pools["truth"].effective_sample_size, done.seconds
     return [
         ("Paper", "MOSAIC, arXiv 2405.05905"),
         ("Requests", f"{B} queries of catalog {done.scenario.catalog.source}, {n} ads each"),
@@ -53,7 +60,11 @@ def facts(done: Study) -> list[tuple[str, str]]:
             f"{spec.model}, {spec.dtype}, engine {spec.engine}, temperature {spec.temperature}",
         ),
         ("Candidates", f"{M} a request and way of writing; all ways have the same reference"),
-        ("Optimum", f"estimated on {TRUTH * M} candidates a request of a recording of its own"),
+        (
+            "Optimum",
+            f"estimated on {TRUTH * M} candidates a request of a recording of its own, whose "
+            f"weights have effective sample sizes from {ess.min():.1f}, median {np.median(ess):.1f}",
+        ),
         (
             "tau",
             f"{done.scenario.mechanism.parameters['tau']} for clicks, "
@@ -62,15 +73,19 @@ def facts(done: Study) -> list[tuple[str, str]]:
         ),
         ("Reference policy", f"mention rate {spec.mention_rate}, inline rate {spec.inline_rate}"),
         ("Seeds", f"environment {done.scenario.environment_seed}, analysis {done.seed}"),
+        (
+            "Wall time",
+            f"{seconds['replies']:.0f} s for replies, those recorded earlier reused; "
+            f"{seconds['measures']:.0f} s for measures",
+        ),
         *((f"pool {way}", pool.content_hash) for way, pool in done.pools.items()),
     ]
 
 
 def manifest(done: Study) -> dict[str, Any]:
-    """Provenance: scenario, seeds, pools, versions, machine."""
+    """Provenance: pools, wall time, versions, machine."""
     return {
-        "scenario": done.scenario.model_dump(mode="json"),
-        "seed": done.seed,
+        "seconds": done.seconds,
         "pools": {way: pool.content_hash for way, pool in done.pools.items()},
         "writing": {way: pool.manifest.get("writing") for way, pool in done.pools.items()},
         **where(),

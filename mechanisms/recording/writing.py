@@ -22,6 +22,7 @@ from mechanisms.insertion import (
     phrase_mention,
 )
 from mechanisms.llm.base import Engine, Sample
+from mechanisms.llm.streams import derived_seed
 from mechanisms.mentions import (
     MENTION,
     AdCopy,
@@ -53,8 +54,7 @@ def write(
     drafts: list[list[Drafted]] = [[] for _ in requests]
     for number, kind in enumerate(kinds):
         mine = [condition for condition in planned if condition.prompt == kind]
-        # Streams of their own for every kind; those of the first are (seed, key, k) as ever.
-        own_seed = seed + (number << 32)
+        own_seed = derived_seed(seed, kind) if number else seed
         for row, drawn in zip(
             drafts, _draw(kind, mine, requests, engine, design, own_seed, keys), strict=True
         ):

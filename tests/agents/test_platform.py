@@ -1,5 +1,7 @@
 """The platform's sums against a naive loop, and advertisers as views."""
 
+from dataclasses import replace
+
 import mesa
 import numpy as np
 import pytest
@@ -113,3 +115,36 @@ def test_objectives():
     np.testing.assert_array_equal(utility.objective([3, 3], [1, 4]), [2, -1])
     value, *_ = advertiser(ValueMaximizer)
     np.testing.assert_array_equal(value.objective([3, 3, 0], [2, 2.1, 0]), [3, -np.inf, 0])
+
+
+class Fresh:
+    """A live source whose replies are those of another pool."""
+
+    def __init__(self, pool):
+        self.pool, self.shown = pool, []
+
+    def replies(self, requests, bids):
+        assert bids.shape == (requests.size, self.pool.shape[2])
+        return self.pool.take(requests.ravel())
+
+    def show(self, chosen):
+        self.shown.append(chosen)
+
+
+def test_live_replies_are_those_of_the_round_and_no_others():
+    rng = np.random.default_rng(0)
+    recorded = ReplyPool.synthetic(4, 6, 3, rng)
+    other = ReplyPool.synthetic(4, 6, 3, rng)
+    fresh = replace(other, ads=recorded.ads)
+    live = Fresh(fresh)
+    platform = Platform(mesa.Model(), make_mechanism("mosaic", tau=0.2), recorded, live)
+    plain = Platform(mesa.Model(), make_mechanism("mosaic", tau=0.2), fresh)
+    requests, bids = np.array([[0, 3], [2, 2]]), np.ones((2, 3))
+    one, same = (p.serve(requests, bids, np.random.default_rng(1)) for p in (platform, plain))
+    np.testing.assert_array_equal(one.charges, same.charges)
+    np.testing.assert_array_equal(live.shown[0], one.chosen)
+    ours, theirs = platform.tally(requests, one), plain.tally(requests, same)
+    for field in vars(ours):
+        np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field))
+    with pytest.raises(RuntimeError, match="just served"):
+        platform.tally(requests.copy(), one)

@@ -166,7 +166,7 @@ def test_a_few_rounds_on_recorded_replies(monkeypatch, capsys, tmp_path, rounds)
     ]
     change = {"rounds": rounds, "replies": {"source": "recorded"}, "population": population}
     path.write_text(yaml.safe_dump({**SCENARIO, **change}))
-    monkeypatch.setattr(running, "make_pool", lambda *_: small_run.pool())
+    monkeypatch.setattr(running, "pools_of", lambda _, arms, *__: [small_run.pool()] * len(arms))
     code, _, err = admarket(monkeypatch, capsys, "run", path, "--out", out)
     assert code == 0, err
     people = pl.read_parquet(out / "advertisers.parquet")

@@ -7,7 +7,6 @@ import pytest
 
 from agents.users import BehaviouralUsers, Norms
 from experiments.live_check import agreement
-from market import live as live_module
 from market.live import LiveReplies
 from market.model import MarketModel
 from market.scenario import AdvertiserSpec, Named
@@ -64,9 +63,8 @@ def market(pool, live, mechanism, seed=1, learner="hedge"):
     return MarketModel(scenario, seed, pool=pool, live=live, mechanism=mechanism)
 
 
-def test_live_with_the_streams_of_the_recording_is_the_recording(engine, pool, monkeypatch):
-    monkeypatch.setattr(live_module, "FIRST_KEY", 0)
-    fresh = live_replies(engine, pool).replies(np.arange(4), np.ones((4, 3)))
+def test_live_with_the_streams_of_the_recording_is_the_recording(engine, pool):
+    fresh = live_replies(engine, pool).replies(np.arange(4)[None], np.ones((4, 3)))
     assert fresh.content_hash == pool.content_hash
     one, other = (Mosaic(0.2).run(p, np.ones(N), np.random.default_rng(3)) for p in (pool, fresh))
     for field in vars(one):
@@ -84,6 +82,9 @@ def test_a_round_is_one_engine_call(engine, pool):
     assert table.height == 30 * 8
     assert table["round"].unique().to_list() == [0, 1, 2]
     assert table["request"].max() < 4
+    assert table["chosen"].sum() == 30
+    keys = table.select("round", "replication", "position", "reply")
+    assert keys.n_unique() == table.height
     # replies differ from round to round, and from the recording
     first = table.filter(table["round"] == 0)["text"].to_list()
     assert len(set(first) & set(table.filter(table["round"] == 1)["text"])) < len(first) / 2
@@ -100,9 +101,9 @@ def test_same_seed_same_bytes(engine, pool):
 
 def test_replies_are_judged_by_the_norms_of_the_recording(engine, pool):
     norms = pool.manifest["users"]["norms"]
-    fresh = live_replies(engine, pool).replies(np.array([0, 1]), np.ones((2, 3)))
+    fresh = live_replies(engine, pool).replies(np.array([[0, 1]]), np.ones((2, 3)))
     assert fresh.manifest["users"]["norms"] == norms
-    with pytest.raises(BadInput, match=r"recorded pool"):
+    with pytest.raises(BadInput, match=r"not recorded from an LLM"):
         synthetic = ReplyPool.synthetic(2, 3, 2, np.random.default_rng(0))
         LiveReplies.of(SimpleNamespace(), synthetic, 0)
 
@@ -115,7 +116,7 @@ def test_replies_written_to_bids_are_told_them(engine, pool, name):
     recorded = record(REQUESTS, engine, users, design, num_advertisers=N)
     live = live_replies(engine, recorded, design)
     bids = np.array([[3.0, 1.0, 2.0], [0.0, 5.0, 0.0]])
-    fresh = live.replies(np.array([1, 2]), bids)
+    fresh = live.replies(np.array([[1, 2]]), bids)
     shares = bids / bids.sum(1, keepdims=True)
     profile = fresh.extras["bid_profile"]
     # pretrained: as the LLM reads them, in whole hundredths of the highest bid

@@ -46,7 +46,7 @@ def make_scenario(rounds=25, replications=3, learners=("hedge",), mechanism="mos
         replications=replications,
         mechanism=Record(name=mechanism, parameters={"tau": 0.3} if mechanism == "mosaic" else {}),
         advertisers=specs,
-        make_pool=make_pool,
+        replies_for=lambda *_: (make_pool(), None),
     )
 
 

@@ -130,6 +130,32 @@ BAD = {
         changed(mechanism={"name": "gsp"}, beside=["gsp"]),
         "listed twice",
     ),
+    "a seed of two words": (changed(environment_seed=2**32), "environment_seed"),
+    "no server for its engine": (
+        changed(replies={"engine": "openai"}),
+        "give its address in replies.server",
+    ),
+    "a server for another engine": (
+        changed(replies={"server": "http://127.0.0.1:8000"}),
+        "replies.server is for engine openai",
+    ),
+    "unknown way of writing": (changed(replies={"generation": "magic"}), "replies.generation"),
+    "a token auction without an LLM": (
+        changed(mechanism="token", replies={"source": "synthetic"}),
+        "token needs replies by an LLM",
+    ),
+    "a token auction on a server": (
+        changed(mechanism="token", replies={"engine": "vllm"}),
+        "set replies.engine to transformers",
+    ),
+    "a mechanism on another's replies": (
+        changed(mechanism="vcg", replies={"generation": "auction"}),
+        "vcg cannot trade on replies written by auction",
+    ),
+    "log-ratios that nobody scored": (
+        changed(mechanism={"name": "mosaic", "parameters": {"tau": 1, "reward": "log-ratio"}}),
+        "replies.log_ratios: true",
+    ),
     "a list, not keys": ("- 1\n- 2\n", "holds a list"),
     "broken YAML": ("rounds: [1,\n", "not valid YAML"),
     "words for a number": (changed(rounds="many"), "rounds"),
