@@ -120,10 +120,11 @@ def norms_of(pool: ReplyPool) -> Norms:
 
 def written_by(scenario: Scenario, generation: str) -> Scenario:
     """The scenario with replies written in another way; without what that way does not have."""
-    spec = scenario.replies.model_dump()
+    changes = {"generation": generation}
     if generation in ("auction", "token"):
-        spec |= {"context_probe": 0, "log_ratios": False, "inline_rate": 0.0}
-    return scenario.with_(replies={**spec, "generation": generation})
+        changes |= {"context_probe": 0, "log_ratios": False, "inline_rate": 0.0}
+    # Not validated again: the mechanism of the scenario need not be one that trades on them.
+    return scenario.model_copy(update={"replies": scenario.replies.model_copy(update=changes)})
 
 
 def record_pool(

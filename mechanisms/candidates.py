@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mechanisms.base import Allocation, Mechanism, Outcome
-from mechanisms.checks import Parametric, bid_grid, positive
+from mechanisms.checks import Parametric, bid_grid, claims_weights, positive
 from mechanisms.gibbs import check_weights, deviations, gibbs
 from mechanisms.pool import Floats, ReplyPool
 
@@ -59,6 +59,7 @@ class GibbsMechanism(Parametric, Mechanism):
         self, pool: ReplyPool, bids: ArrayLike, alternatives: Floats
     ) -> tuple[Floats, Floats]:
         """As `Mechanism.counterfactual`, by the kernel that shares the others' bids."""
+        claims_weights(self.name, pool)
         by_request = pool.bids_by_request(bids)
         grid = bid_grid(pool, alternatives)
         features = self.features(pool)
@@ -77,6 +78,7 @@ class GibbsMechanism(Parametric, Mechanism):
 
     def _allocate(self, pool: ReplyPool, rewards: Floats) -> Allocation:
         """Expected outcome of `rewards` (B, M, n), advertiser i's declared value of reply j."""
+        claims_weights(self.name, pool)
         found = gibbs(self.base_log_weights(pool), rewards, self.tau)
         declared = expectation(found.probabilities, rewards)
         return Allocation(

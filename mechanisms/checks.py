@@ -51,6 +51,19 @@ def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         raise BadInput(f"{name} is {value!r}; give one of {', '.join(map(repr, choices))}")
 
 
+def claims_weights(name: str, pool: ReplyPool) -> None:
+    """Refuse replies that no importance weights lead back from (generation "auction").
+
+    Their weights are all 1 by want of any other, which is not what the mechanism `name` would make
+    of them: each was written under bids of its own.
+    """
+    if not pool.weighted:
+        raise BadInput(
+            f"{name} needs importance weights, which replies of generation 'auction' lack; "
+            "record them with replies.generation 'guided'"
+        )
+
+
 def bid_grid(pool: ReplyPool, alternatives: ArrayLike) -> Floats:
     """(B, n, G) alternative bids as float64, or BadInput."""
     grid = np.asarray(alternatives, dtype=np.float64)

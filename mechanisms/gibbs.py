@@ -22,13 +22,29 @@ import numpy as np
 
 from mechanisms.checks import positive
 from mechanisms.errors import BadInput
-from mechanisms.pool import Floats, ReplyPool
+from mechanisms.pool import Floats, ReplyPool, effective_sample_size
 
 # Scores per block of the deviation kernel: 256 KB, so that its passes stay in a core's cache.
 _BLOCK = 32_768
 # exp(600) is far from overflow (exp(709)) even when summed over a very large pool.
 _SAFE_EXPONENT = 600.0
 _SMALLEST_SAFE_ESS = 2.0
+
+
+__all__ = [
+    "Deviations",
+    "Gibbs",
+    "LowEffectiveSampleSize",
+    "check_weights",
+    "deviations",
+    "effective_sample_size",
+    "gibbs",
+    "kl_from_reference",
+    "log_mean_exp",
+    "log_sum_exp",
+    "normalised",
+    "warn_if_low",
+]
 
 
 class LowEffectiveSampleSize(UserWarning):
@@ -184,6 +200,14 @@ def kl_from_reference(log_weights: Floats, probabilities: Floats) -> Floats:
     return np.maximum(np.where(likely, probabilities * (log_p - reference), 0.0).sum(axis=1), 0.0)
 
 
+def normalised(log_weights: Floats, axis: int = -1) -> Floats:
+    """Weights that sum to 1 along an axis, or are all 0 where every log-weight is -inf."""
+    peak = log_weights.max(axis=axis, keepdims=True)
+    weights = np.exp(log_weights - np.where(np.isfinite(peak), peak, 0.0))
+    total = weights.sum(axis=axis, keepdims=True)
+    return weights / np.where(total > 0, total, 1.0)
+
+
 def log_sum_exp(values: Floats) -> Floats:
     """`log Σ exp(values)` over the last axis, by subtracting the maximum."""
     peak = values.max(axis=-1, keepdims=True)
@@ -204,18 +228,45 @@ def check_weights(pool: ReplyPool) -> None:
     if pool in _checked:
         return
     _checked.add(pool)
-    if pool.effective_sample_size.min() < _SMALLEST_SAFE_ESS:
-        # no numbers in the text: Python shows equal warnings from one place once only
-        warnings.warn(
-            "some requests have importance weights with an effective sample size below 2 (see "
-            "pool.effective_sample_size): their auctions rest on a single reply; record more "
-            "replies, or from conditions closer to the reference",
-            LowEffectiveSampleSize,
-            stacklevel=3,
-        )
+    warn_if_low(
+        pool.effective_sample_size,
+        pool.shape[1],
+        "importance weights",
+        " (see pool.effective_sample_size): their auctions rest on a single reply; record more "
+        "replies, or from conditions closer to the reference",
+        pool,
+    )
+
+
+def warn_if_low(
+    sizes: Floats, replies: int, weights: str, mend: str, pool: ReplyPool | None = None
+) -> None:
+    """Warn if an effective sample size is below 2 where there are two replies to choose from.
+
+    Args:
+        sizes: (...) what `effective_sample_size` gives.
+        replies: M.
+        weights: what the weights are, as the warning puts it.
+        mend: what to do about it.
+        pool: warn of these `weights` only once for this pool object.
+    """
+    if sizes.min(initial=np.inf) >= min(_SMALLEST_SAFE_ESS, replies) - 1e-9:
+        return
+    if pool is not None:
+        said = _warned.setdefault(pool, set())
+        if weights in said:
+            return
+        said.add(weights)
+    # no numbers in the text: Python shows equal warnings from one place once only
+    warnings.warn(
+        f"some requests have {weights} with an effective sample size below 2{mend}",
+        LowEffectiveSampleSize,
+        stacklevel=4,
+    )
 
 
 _checked: weakref.WeakSet[ReplyPool] = weakref.WeakSet()
+_warned: weakref.WeakKeyDictionary[ReplyPool, set[str]] = weakref.WeakKeyDictionary()
 
 
 def _log_scores(log_weights: Floats, rewards: Floats, groups: Floats, tau: float) -> Floats:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from mechanisms.errors import BadInput
+
 MENTION = re.compile(r"@(?P<title>[^@\[\]\n]+)@\[(?P<id>[A-Za-z0-9_.-]+)\]")
 _LOOKS_LIKE_ONE = re.compile(r"@[^@\n]*@\s*\[[^@\[\]\n]*\]?")
 
@@ -68,6 +70,24 @@ def disarm(text: str) -> str:
 def forged(text: str) -> int:
     """How many times free text of the LLM tries to look like a mention, before it is disarmed."""
     return len(_LOOKS_LIKE_ONE.findall(text))
+
+
+def one_line(text: str) -> str:
+    """`text` of an ad or a query on one line and without markers, as it may stand in a prompt."""
+    return disarm(" ".join(text.split()))
+
+
+def check_copy(ad: AdCopy) -> None:
+    """Refuse a title or tagline that mentions cannot hold.
+
+    Raises:
+        BadInput: it has an `@`, `[`, `]` or a line break.
+    """
+    for name, text in (("title", ad.title), ("tagline", ad.tagline)):
+        if not set("@[]").isdisjoint(text) or text.splitlines() not in ([], [text]):
+            raise BadInput(
+                f"ad {ad.id!r} has a {name} with @, [, ] or a line break in it; leave these out"
+            )
 
 
 def without_mentions(text: str) -> str:

@@ -23,6 +23,14 @@ def first_price(bids: Floats, itctr: Floats) -> Floats:
     return bids * itctr
 
 
+def price_per_click(payments: Floats, itctr: Floats) -> Floats:
+    """(B, n) what a click costs, `payments / itctr`; 0 where no click is expected.
+
+    One price for all replies, so that charges per click have the expected payments for a mean.
+    """
+    return np.divide(payments, itctr, out=np.zeros_like(payments), where=itctr > 0)
+
+
 def rochet(
     declared: Floats, log_z: Floats, log_z_without: Floats, tau: float, *, offset: bool = True
 ) -> Floats:

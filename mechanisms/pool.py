@@ -194,6 +194,12 @@ class ReplyPool:
         B, M, n = self.ctr.shape
         return B, M, n
 
+    @property
+    def weighted(self) -> bool:
+        """Whether importance weights are claimed; not for replies written under bids they read."""
+        design = self.manifest.get("design") or {}
+        return design.get("generation") != "auction"
+
     @cached_property
     def log_weights(self) -> Floats:
         """(B, M) log importance weights `log π_ref − log π_gen`."""
@@ -202,8 +208,7 @@ class ReplyPool:
     @cached_property
     def effective_sample_size(self) -> Floats:
         """(B,) `(Σ w)² / Σ w²` of the importance weights, between 1 and M."""
-        w = np.exp(self.log_weights - self.log_weights.max(axis=1, keepdims=True))
-        return w.sum(1) ** 2 / (w**2).sum(1)
+        return effective_sample_size(np.exp(self.log_weights - self.log_weights.max(1)[:, None]))
 
     @cached_property
     def content_hash(self) -> str:
@@ -274,6 +279,12 @@ class ReplyPool:
         total = np.zeros((self.num_advertisers, *tail))
         np.add.at(total, flat, amounts.reshape(flat.size, *tail))
         return total
+
+
+def effective_sample_size(weights: Floats) -> Floats:
+    """(...) `(Σ w)² / Σ w²` of weights (..., M), between 1 and M; 0 where all are 0."""
+    squares = np.maximum((weights**2).sum(axis=-1), np.finfo(np.float64).tiny)
+    return weights.sum(axis=-1) ** 2 / squares
 
 
 def _array(name: str, given: ArrayLike | None, shape: tuple[int, ...] | None = None) -> Floats:

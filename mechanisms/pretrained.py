@@ -27,10 +27,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mechanisms.base import Allocation, Mechanism
+from mechanisms.base import Allocation, Mechanism, Outcome
 from mechanisms.candidates import expectation
 from mechanisms.checks import Parametric, bid_grid, positive
 from mechanisms.errors import BadInput
+from mechanisms.gibbs import effective_sample_size, warn_if_low
 from mechanisms.payments import first_price
 from mechanisms.pool import Floats, Ints, ReplyPool
 from mechanisms.token_auction import shares
@@ -39,6 +40,11 @@ PROFILES = "bid_profile"
 """Name of the pool's extra array (B, M, n): the bids under which each reply was written."""
 # Array elements a block of counterfactual weights may hold: 2 MB of float64.
 _BLOCK = 250_000
+_WEIGHTS = "kernel weights under these bids"
+_MEND = (
+    " (see Pretrained.bandwidth): their outcomes rest on a single reply; record more replies, "
+    "or take a larger bandwidth"
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,13 @@ class Pretrained(Parametric, Mechanism):
         itctr = expectation(probabilities, pool.ctr)
         return Allocation(probabilities, itctr, first_price(by_request, itctr))
 
+    def run(self, pool: ReplyPool, bids: ArrayLike, rng: np.random.Generator) -> Outcome:
+        """As `Mechanism.run`; warns once per pool object if these bids leave too little choice."""
+        outcome = super().run(pool, bids, rng)
+        sizes = effective_sample_size(outcome.probabilities)
+        warn_if_low(sizes, pool.shape[1], _WEIGHTS, _MEND, pool)
+        return outcome
+
     def charge(
         self,
         pool: ReplyPool,
@@ -82,7 +95,10 @@ class Pretrained(Parametric, Mechanism):
     def counterfactual(
         self, pool: ReplyPool, bids: ArrayLike, alternatives: Floats
     ) -> tuple[Floats, Floats]:
-        """As `Mechanism.counterfactual`; recorded replies only, see the head of this module."""
+        """As `Mechanism.counterfactual`; recorded replies only, see the head of this module.
+
+        Warns, once per pool object as `run` does, if a bid to try leaves too little choice.
+        """
         by_request = pool.bids_by_request(bids)
         grid = bid_grid(pool, alternatives)
         written = shares(_profiles(pool))
@@ -95,6 +111,7 @@ class Pretrained(Parametric, Mechanism):
             tried = np.repeat(by_request[rows, None, None], n, axis=1).repeat(G, axis=2)
             tried[:, own, :, own] = grid[rows].transpose(1, 0, 2)
             weights = self._weights(written[rows], shares(tried).reshape(len(tried), n * G, n))
+            warn_if_low(effective_sample_size(weights), M, _WEIGHTS, _MEND, pool)
             ctr = pool.ctr[rows].transpose(0, 2, 1)[..., None]
             itctr[rows] = (weights.reshape(len(tried), n, G, M) @ ctr)[..., 0]
         return itctr, first_price(grid, itctr)

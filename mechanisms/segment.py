@@ -42,8 +42,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 
 from mechanisms.base import Allocation, Mechanism
-from mechanisms.checks import Parametric, bid_grid, non_negative, one_of
-from mechanisms.payments import myerson_draws
+from mechanisms.checks import Parametric, bid_grid, claims_weights, non_negative, one_of
+from mechanisms.payments import myerson_draws, price_per_click
 from mechanisms.pool import Floats, Ints, ReplyPool
 from mechanisms.slots import RenderableSets, stand_alone_ctr
 
@@ -72,6 +72,7 @@ class SegmentAuction(Parametric, Mechanism):
 
     def allocate(self, pool: ReplyPool, bids: ArrayLike) -> Allocation:
         """Expected outcome of `bids`, (N,) by advertiser or (B, n) by request."""
+        claims_weights(self.name, pool)
         by_request = pool.bids_by_request(bids)
         B, M, n = pool.shape
         probabilities, itctr, payments = np.empty((B, M)), np.empty((B, n)), np.empty((B, n))
@@ -94,16 +95,13 @@ class SegmentAuction(Parametric, Mechanism):
         clicks: NDArray[np.bool_],
     ) -> Floats:
         """(B, n) price per click `p_i / x_i` of every clicked ad: one price for every reply."""
-        sold = allocation.itctr > 0
-        price = np.divide(
-            allocation.payments, allocation.itctr, out=np.zeros_like(bids), where=sold
-        )
-        return price * clicks
+        return price_per_click(allocation.payments, allocation.itctr) * clicks
 
     def counterfactual(
         self, pool: ReplyPool, bids: ArrayLike, alternatives: Floats
     ) -> tuple[Floats, Floats]:
         """As `Mechanism.counterfactual`: sequences are enumerated once for all bids."""
+        claims_weights(self.name, pool)
         by_request = pool.bids_by_request(bids)
         grid = bid_grid(pool, alternatives)
         itctr, payments = np.empty_like(grid), np.empty_like(grid)

@@ -29,8 +29,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mechanisms.base import Allocation, Mechanism
-from mechanisms.checks import Parametric, bid_grid, non_negative, whole
-from mechanisms.payments import clarke_pivot, first_price, gsp, vcg
+from mechanisms.checks import Parametric, bid_grid, claims_weights, non_negative, whole
+from mechanisms.gibbs import normalised
+from mechanisms.payments import clarke_pivot, first_price, gsp, price_per_click, vcg
 from mechanisms.pool import Bools, Floats, Ints, ReplyPool
 
 # Array elements a block of counterfactual auctions may hold: 32 MB of float64.
@@ -59,7 +60,7 @@ class RenderableSets:
         M = pool.shape[1]
         pattern = np.packbits(pool.exposure, axis=2)
         same = (pattern[:, :, None, :] == pattern[:, None, :, :]).all(axis=3)
-        within = _normalised(np.where(same, pool.log_weights[:, None, :], -np.inf), axis=2)
+        within = normalised(np.where(same, pool.log_weights[:, None, :], -np.inf), axis=2)
         earlier = np.tri(M, k=-1, dtype=bool)
         return cls(
             shows=pool.exposure,
@@ -106,6 +107,7 @@ class SlotAuction(Parametric, Mechanism):
 
     def allocate(self, pool: ReplyPool, bids: ArrayLike) -> Allocation:
         """Expected outcome of `bids`, (N,) by advertiser or (B, n) by request."""
+        claims_weights(self.name, pool)
         by_request = pool.bids_by_request(bids)
         sets = RenderableSets.of(pool)
         winner, payments = self.auction(pool, sets, by_request[:, None, :])
@@ -125,16 +127,13 @@ class SlotAuction(Parametric, Mechanism):
         clicks: NDArray[np.bool_],
     ) -> Floats:
         """(B, n) price per click `p_i / ctr_i(S*)` of every clicked ad."""
-        sold = allocation.itctr > 0
-        price = np.divide(
-            allocation.payments, allocation.itctr, out=np.zeros_like(bids), where=sold
-        )
-        return price * clicks
+        return price_per_click(allocation.payments, allocation.itctr) * clicks
 
     def counterfactual(
         self, pool: ReplyPool, bids: ArrayLike, alternatives: Floats
     ) -> tuple[Floats, Floats]:
         """As `Mechanism.counterfactual`, grouping each request's replies once for all bids."""
+        claims_weights(self.name, pool)
         by_request = pool.bids_by_request(bids)
         grid = bid_grid(pool, alternatives)
         B, M, n = pool.shape
@@ -269,17 +268,9 @@ def stand_alone_ctr(pool: ReplyPool) -> Floats:
     alone = pool.exposure & (pool.exposure.sum(axis=2, keepdims=True) == 1)
     counted = np.where(alone.any(axis=1, keepdims=True), alone, pool.exposure)
     masked = np.where(counted, pool.log_weights[:, :, None], -np.inf)
-    return (_normalised(masked, axis=1) * pool.ctr).sum(axis=1)
+    return (normalised(masked, axis=1) * pool.ctr).sum(axis=1)
 
 
 def _rates(sets: RenderableSets, winner: Ints) -> Floats:
     """(B, K, n) click rates of the sets that the replies `winner` (B, K) stand for."""
     return np.take_along_axis(sets.ctr, winner[:, :, None], axis=1)
-
-
-def _normalised(log_weights: Floats, axis: int) -> Floats:
-    """Weights that sum to 1 along an axis, or are all 0 where every log-weight is -inf."""
-    peak = log_weights.max(axis=axis, keepdims=True)
-    weights = np.exp(log_weights - np.where(np.isfinite(peak), peak, 0.0))
-    total = weights.sum(axis=axis, keepdims=True)
-    return weights / np.where(total > 0, total, 1.0)

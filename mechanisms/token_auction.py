@@ -11,7 +11,10 @@ i is recorded. So the density of a reply under any bids is exact,
     log q_b(y) = Σ_t log Σ_i α_i·exp(l_it),
 
 and replies weigh `w_j(b) ∝ q_b(y_j)/q_gen(y_j)`, self-normalised. Replies that were written under
-these very bids weigh the same.
+these very bids (live) weigh the same. Of other bids such replies tell little:
+those written while an advertiser bids about 0 hold next to nothing of what its LLM would write, and
+no finite weight makes up for that. Recorded replies were written under profiles of all kinds, so
+counterfactuals are taken from them.
 
 **Payment: second price by stable sampling**. Let p_−i be the mixture without i
 and B its bids' sum. Bidding z, advertiser i moves the distribution from p_−i to
@@ -40,7 +43,6 @@ Shapes: requests B, replies M, ads n, symbols T (padded with 0, which is neutral
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,11 +53,13 @@ from mechanisms.base import Allocation, Mechanism, Outcome
 from mechanisms.candidates import expectation
 from mechanisms.checks import Parametric, bid_grid, positive
 from mechanisms.errors import BadInput
-from mechanisms.gibbs import LowEffectiveSampleSize
+from mechanisms.gibbs import effective_sample_size, normalised, warn_if_low
 from mechanisms.pool import Floats, Ints, ReplyPool
 
 LOG_PROBS = "token_log_probs"
 """Name of the pool's extra array (B, M, n, T): log-probability of each symbol, by advertiser."""
+BID_PROFILES = "token_bid_profile"
+"""Name of its extra array (B, M, n): the bids under which each reply was written together."""
 NEVER = -1e4
 """Stands for log 0 in it, since pools hold finite numbers; e^-10,000 is 0 in float64."""
 # What no advertiser with a positive share would write has this density, so that replies with fewer
@@ -63,7 +67,11 @@ NEVER = -1e4
 _TINY = 1e-300
 # Array elements a block of counterfactual mixtures may hold: 2 MB of float64.
 _BLOCK = 250_000
-_SMALLEST_SAFE_ESS = 2.0
+_WEIGHTS = "weights under these bids"
+_MEND = (
+    " (see TokenAuction.check_bids): their auctions rest on a single reply; record more replies, "
+    "or write them under the bids played"
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ class TokenAuction(Parametric, Mechanism):
 
     name: ClassVar[str] = "token"
     generation: ClassVar[str] = "token"
+    tells_of_other_bids: ClassVar[bool] = False
 
     reply_symbols: float = 40.0
 
@@ -87,7 +96,7 @@ class TokenAuction(Parametric, Mechanism):
         """Expected outcome of `bids`, (N,) by advertiser or (B, n) by request."""
         by_request = pool.bids_by_request(bids)
         log_probs = _recorded(pool)
-        probabilities = _normalised(log_mixture(log_probs, shares(by_request)) - pool.log_gen)
+        probabilities = normalised(log_mixture(log_probs, shares(by_request)) - pool.log_gen)
         return Allocation(
             probabilities=probabilities,
             itctr=expectation(probabilities, pool.ctr),
@@ -122,7 +131,8 @@ class TokenAuction(Parametric, Mechanism):
     def run(self, pool: ReplyPool, bids: ArrayLike, rng: np.random.Generator) -> Outcome:
         """As `Mechanism.run`; warns if these bids leave too little choice, see `check_bids`."""
         outcome = super().run(pool, bids, rng)
-        _check(outcome.probabilities)
+        sizes = effective_sample_size(outcome.probabilities)
+        warn_if_low(sizes, pool.shape[1], _WEIGHTS, _MEND, pool)
         return outcome
 
     def check_bids(self, pool: ReplyPool, bids: ArrayLike) -> Floats:
@@ -131,12 +141,17 @@ class TokenAuction(Parametric, Mechanism):
         Unlike the weights of a Gibbs mechanism these depend on the bids: the further from the bid
         profiles the replies were written under, the fewer replies speak for them.
         """
-        return _check(self.allocate(pool, bids).probabilities)
+        sizes = effective_sample_size(self.allocate(pool, bids).probabilities)
+        warn_if_low(sizes, pool.shape[1], _WEIGHTS, _MEND)
+        return sizes
 
     def counterfactual(
         self, pool: ReplyPool, bids: ArrayLike, alternatives: Floats
     ) -> tuple[Floats, Floats]:
-        """As `Mechanism.counterfactual`, from mixtures of two: p_i, and p_−i, which stays."""
+        """As `Mechanism.counterfactual`, from mixtures of two: p_i, and p_−i, which stays.
+
+        Warns, once per pool object as `run` does, if a bid to try leaves too little choice.
+        """
         by_request = pool.bids_by_request(bids)
         grid = bid_grid(pool, alternatives)
         log_probs = _recorded(pool)
@@ -159,6 +174,7 @@ class TokenAuction(Parametric, Mechanism):
             ctr = pool.ctr[rows].transpose(0, 2, 1)[..., None]
             itctr[rows] = (found[0] @ ctr)[..., 0]
             payments[rows] = price * (found[0] * found[1]).sum(axis=3)
+            warn_if_low(effective_sample_size(found[0]), M, _WEIGHTS, _MEND, pool)
         return itctr, payments
 
 
@@ -227,7 +243,7 @@ def _deviations(
     ratio = (excess[:, :, None] / mixed).sum(axis=4)
     log_weights = np.log(mixed, out=mixed).sum(axis=4)
     log_weights += (top[:, :, 0].sum(axis=2) - log_gen)[:, None, None]
-    return _normalised(log_weights), ratio
+    return normalised(log_weights), ratio
 
 
 def _share_against(bids: Floats, rivals: Floats, n: int) -> Floats:
@@ -254,11 +270,6 @@ def _without(bids: Floats) -> Floats:
     return scaled / np.maximum(scaled.sum(axis=2, keepdims=True), 1.0)
 
 
-def _normalised(log_weights: Floats) -> Floats:
-    weights = np.exp(log_weights - log_weights.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
-
-
 def _recorded(pool: ReplyPool) -> Floats:
     log_probs = pool.extra(
         LOG_PROBS, "the token auction", "record them with replies.generation 'token'"
@@ -267,17 +278,3 @@ def _recorded(pool: ReplyPool) -> Floats:
     if log_probs.ndim != 4 or log_probs.shape[2] != n:
         raise BadInput(f"{LOG_PROBS} has shape {log_probs.shape}; give ({B}, {M}, {n}, symbols T)")
     return log_probs
-
-
-def _check(probabilities: Floats) -> Floats:
-    """(B,) effective sample sizes, with a warning where one is below 2 and need not be."""
-    sizes = 1.0 / (probabilities**2).sum(axis=1)
-    if sizes.min() < min(_SMALLEST_SAFE_ESS, probabilities.shape[1]) - 1e-9:
-        warnings.warn(
-            "some requests have weights under these bids with an effective sample size below 2 "
-            "(see TokenAuction.check_bids): their auctions rest on a single reply; record more "
-            "replies, or write them under the bids played",
-            LowEffectiveSampleSize,
-            stacklevel=3,
-        )
-    return sizes

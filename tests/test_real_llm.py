@@ -4,6 +4,7 @@ Fetches both models once; skipped only where they are neither cached nor to be h
 there on CI. Pools are recorded afresh: one from an older version would hide a change.
 """
 
+import json
 import os
 
 import numpy as np
@@ -11,7 +12,7 @@ import polars as pl
 import pytest
 
 from experiments.run import run, write
-from market import Scenario
+from market import MarketModel, Scenario
 from market.environment import make_pool, make_requests, record_pool
 from mechanisms import BadInput
 from mechanisms.llm import weights
@@ -115,3 +116,37 @@ def test_a_market_on_them_runs_to_a_report(scenario, pool, tmp_path):
     assert "135M-parameter model" in page
     rounds = pl.read_parquet(report.parent / "rounds.parquet")
     assert rounds.height == 2 * 40
+
+
+def test_live_market_end_to_end(tmp_path, no_old_pools):
+    """Two mechanisms ask the LLM in every round; one has replies of its own way of writing."""
+    small = {
+        **SMALL,
+        "name": "live",
+        "rounds": 2,
+        "requests_per_round": 2,
+        "replications": 1,
+        "requests": {"queries": 2, "ads": 3},
+        "replies": {"source": "live", "per_request": 6, "max_tokens": 40},
+        "mechanism": {"name": "mosaic", "parameters": {"tau": 0.1}},
+        "beside": ["token"],
+    }
+    scenario = Scenario.from_dict(small)
+    finished = run(scenario, seed=3)
+    assert set(finished.pools) == {"mosaic", "token"}
+    recorded = finished.pools["mosaic"].manifest["users"]["norms"]
+    assert finished.pools["token"].manifest["users"]["norms"] == recorded
+    report = write(finished, tmp_path / "live")
+    assert "anew in every round" in report.read_text("utf-8")
+    manifest = json.loads((tmp_path / "live/manifest.json").read_text())
+    assert manifest["replies"] == "live"
+    replies = pl.read_parquet(tmp_path / "live/live_replies.parquet")
+    assert replies.height == 2 * 2 * 2 * 6
+    assert replies["chosen"].sum() == 2 * 2 * 2
+    assert replies.select("mechanism", "round", "position", "reply").n_unique() == replies.height
+    assert not set(replies["text"]) <= set(finished.pool.replies["text"])
+    # the public face is live too, and comes to the same
+    market = MarketModel(scenario, seed=3)
+    assert market.platform.live is not None
+    mine = market.run().rounds
+    assert mine.equals(finished.result.rounds.filter(pl.col("mechanism") == "mosaic"))

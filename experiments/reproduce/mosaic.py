@@ -118,10 +118,9 @@ def _refuse(scenario: Scenario) -> None:
             )
     if scenario.replies.source == "synthetic":
         raise BadInput(f"{where} has synthetic replies; MOSAIC is about an LLM's")
-    sizes = (scenario.replies.per_request, scenario.requests.queries, scenario.requests.ads)
-    for (name, least), size in zip(
-        LEAST.items(), (*sizes, scenario.num_advertisers), strict=True
-    ):
+    asked = scenario.requests
+    sizes = (scenario.replies.per_request, asked.queries, asked.ads, scenario.num_advertisers)
+    for (name, least), size in zip(LEAST.items(), sizes, strict=True):
         if size < least:
             raise BadInput(f"{where} has {name} {size}; the reproduction needs at least {least}")
     for group in scenario.population:

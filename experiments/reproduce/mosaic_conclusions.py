@@ -23,6 +23,10 @@ SMALL = 8
 """M at which ways of writing are compared: where candidates are few, how they are written tells."""
 FOLLOWS = 0.5
 """Rank correlation above which utility is said to follow contribution; fixed before any run."""
+FALLS = 0.95
+"""Total variation at four times the candidates, at most, of what it was, where it is said to fall;
+chosen on synthetic worlds, before any run on an LLM's replies. On others, of 20 requests, 4 of 160
+recordings of another reply space then agree, and 141 of 160 of the right one."""
 ROUNDING = 1e-9
 """Of the largest stake: what is less is no gain."""
 FORMS = ("clicks", "log-ratio")
@@ -47,19 +51,27 @@ def convergence(study: Study) -> Iterator[Conclusion]:
     """By form of reward and way of writing.
 
     The verdict goes by the distance to the optimum, not by tau·log Z, which grows for any
-    candidates: total variation and the gap in tau·log Z must both shrink, and the allocation must
-    end nearer to the optimum than when nobody bids.
+    candidates: total variation and the gap in tau·log Z must both shrink. More candidates average
+    out noise whatever they are, so agreement also asks that total variation falls by more than a
+    little (`FALLS`), and that the allocation ends nearer to its request's optimum than the
+    reference does (nobody bids), and than to other requests' optima.
     """
     for reward in FORMS:
         for way in WAYS:
             part = study.convergence.filter((pl.col("reward") == reward) & (pl.col("way") == way))
-            part = part.with_columns(gap=(pl.col("welfare") - pl.col("most")).abs())
             most = part["M"].max()
             least = part.filter(pl.col("M") <= most // 4)["M"].max()
             few, many = (part.filter(pl.col("M") == m) for m in (least, most))
             nearer = mean_of(_paired(many, few, "distance"))
             closer = mean_of(_paired(many, few, "gap"))
-            unbid = mean_of((many["unbid"] - many["distance"]).to_numpy())
+            unbid, elsewhere = (
+                mean_of((many[name] - many["distance"]).to_numpy())
+                for name in ("unbid", "elsewhere")
+            )
+            falls = mean_of(
+                FALLS * few.sort("request")["distance"].to_numpy()
+                - many.sort("request")["distance"].to_numpy()
+            )
             value = against_optimum(many, "value", "optimum", study.seed)
             welfare = against_optimum(many, "welfare", "most", study.seed)
             unit = "times" if reward == "clicks" else "money above"
@@ -68,11 +80,12 @@ def convergence(study: Study) -> Iterator[Conclusion]:
                 "The allocation approaches the optimal reply distribution as M grows.",
                 f"{way}: total variation over ads shown {_show(average(few, 'distance'))} at "
                 f"M = {least} and {_show(average(many, 'distance'))} at M = {most} (when nobody "
-                f"bids {_show(average(many, 'unbid'))}); gap in tau log Z smaller by "
+                f"bids {_show(average(many, 'unbid'))}, to other requests' optima "
+                f"{_show(average(many, 'elsewhere'))}); gap in tau log Z smaller by "
                 f"{_show(closer)} money. At M = {most} value is {_show(value)} and tau log Z, a "
                 f"lower bound on what is achieved, {_show(welfare)} {unit} the optimum's; "
                 f"effective sample size {many['ess'].mean():.1f}.",
-                judge(many.height, nearer, closer, given=[unbid]),
+                judge(many.height, nearer, closer, given=[falls, unbid, elsewhere]),
             )
 
 
@@ -80,7 +93,6 @@ def ways_of_writing(study: Study) -> Iterator[Conclusion]:
     """Each against the reference, at a small M."""
     for reward in FORMS:
         at = study.convergence.filter((pl.col("reward") == reward) & (pl.col("M") == SMALL))
-        at = at.with_columns(gap=(pl.col("welfare") - pl.col("most")).abs())
         theirs = at.filter(pl.col("way") == "reference")
         for way in ("context", "mixture", "guided"):
             ours = at.filter(pl.col("way") == way)
@@ -212,9 +224,9 @@ def cost(study: Study) -> Conclusion:
         "(e) cost",
         "The overhead over a single reply is moderate.",
         f"20 candidates and 4 ads take {tokens['guided']:,.0f} tokens by guided insertion, "
-        f"{tokens['mixture']:,.0f} as a mixture, {tokens['log-ratio']:,.0f} with log-ratio rewards: "
-        f"{times['guided']:.1f}, {times['mixture']:.1f} and {times['log-ratio']:.1f} times a "
-        f"single reply ({plain:,.0f}).",
+        f"{tokens['mixture']:,.0f} as a mixture, {tokens['log-ratio']:,.0f} with log-ratio "
+        f"rewards: {times['guided']:.1f}, {times['mixture']:.1f} and {times['log-ratio']:.1f} "
+        f"times a single reply ({plain:,.0f}).",
         "figures only",
     )
 
@@ -244,6 +256,5 @@ def _paired(before: pl.DataFrame, after: pl.DataFrame, column: str) -> Floats:
 
 
 def _show(found: Estimate, sign: str = "") -> str:
-    return " ".join(
-        (f"{found.mean:{sign}.3g}", f"[{found.low:{sign}.3g}, {found.high:{sign}.3g}]")
-    )
+    mean, low, high = (f"{x:{sign}.3g}" for x in found)
+    return f"{mean} [{low}, {high}]"

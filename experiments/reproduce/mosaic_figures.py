@@ -13,9 +13,10 @@ from experiments.plots import DASHES, FAINT, WIDTH, style
 from experiments.reproduce.mosaic_measures import against_optimum, average, by_request, ratio
 
 if TYPE_CHECKING:
-    from experiments.reproduce.mosaic import Study
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from experiments.reproduce.mosaic import Study
 
 Statistic = Callable[[pl.DataFrame], Estimate]
 
@@ -76,8 +77,8 @@ def draw(study: Study) -> dict[str, Figure]:
 def convergence(frame: pl.DataFrame, seed: int = 0) -> Figure:
     """Four panels against M, a row for each form of reward."""
     panels: list[tuple[str, Statistic]] = [
-        ("Value", lambda f: against_optimum(f, "value", "optimum", seed)),
-        ("tau log Z", lambda f: against_optimum(f, "welfare", "most", seed)),
+        ("Value {} optimum's", lambda f: against_optimum(f, "value", "optimum", seed)),
+        ("tau log Z {} optimum's", lambda f: against_optimum(f, "welfare", "most", seed)),
         ("Distance", lambda f: average(f, "distance")),
         ("Log-probability", lambda f: average(f, "likelihood")),
     ]
@@ -89,7 +90,7 @@ def convergence(frame: pl.DataFrame, seed: int = 0) -> Figure:
             for ax, (title, statistic) in zip(row, panels, strict=True):
                 for way, part in some.group_by("way", maintain_order=True):
                     _line(ax, part, "M", statistic, *LOOKS[str(way[0])])
-                ax.set_title(title)
+                ax.set_title(title.format("/" if reward == "clicks" else "−"))
                 ax.set_xscale("log", base=2)
                 ax.set_xticks(sizes, _thinned(sizes))
                 ax.minorticks_off()
@@ -200,6 +201,8 @@ def misreports(frame: pl.DataFrame, seed: int = 0) -> Figure:
 
 def tokens(frame: pl.DataFrame) -> Figure:
     """Tokens against M and against n."""
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
     figure, axes = _figure(1, 2, 3.3)
     n, M = 4, 20
     with style():
@@ -212,6 +215,8 @@ def tokens(frame: pl.DataFrame) -> Figure:
             what = "candidate replies M" if x == "M" else "candidate ads n"
             ax.set(xlabel=what, ylabel="tokens per auction", title=f"{fixed} = {value}")
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             ax.set_xscale("log", base=2)
             at = sorted(frame[x].unique())
             ax.set_xticks(at, [str(each) for each in at])
@@ -247,7 +252,7 @@ def _line(
 
 def _thinned(sizes: list[int]) -> list[str]:
     """Every other label from the last, where there are many."""
-    step = 2 if len(sizes) > 4 else 1
+    step = 2 if len(sizes) > 6 else 1
     return [str(size) if (len(sizes) - 1 - k) % step == 0 else "" for k, size in enumerate(sizes)]
 
 

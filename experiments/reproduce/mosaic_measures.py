@@ -105,15 +105,17 @@ def convergence(
     Returns:
         A row per way, M and request, means over the S draws: `value` of the advertisers, beside
         `optimum`, that under π*; `distance`, the total variation between the allocation and π* over
-        which ads are shown, beside `unbid`, that between the reference (nobody bids) and π*;
+        which ads are shown, beside `unbid`, that between the reference (nobody bids) and π*, and
+        `elsewhere`, the mean of that between the allocation and the π* of the other requests;
         `welfare`, `tau·log Z`, whose mean over candidates is a lower bound on the regularised
         welfare of replies so drawn (Jensen; it grows with M for any candidates), beside `most`,
-        that of π*; `likelihood`, the mean of `log π*(y)` over replies shown, less its mean under π*
-        (the paper's measure; nats); `satisfaction`; and `ess`.
+        that of π*, and their absolute `gap`, set by set of candidates; `likelihood`, the mean of
+        `log π*(y)` over replies shown, less its mean under π* (the paper's measure; nats);
+        `satisfaction`; and `ess`.
     """
     best = _Optimum(truth, weights, mechanism)
     nobody = gibbs(truth.log_weights, np.zeros(truth.shape), mechanism.tau).probabilities
-    unbid = 0.5 * np.abs(shown_sets(truth.exposure, nobody) - best.shown).sum(axis=1)
+    unbid = total_variation(shown_sets(truth.exposure, nobody), best.shown)
     rows = []
     for way, pool in pools.items():
         B, M, _ = pool.shape
@@ -124,8 +126,16 @@ def convergence(
             shown = shown_sets(some.exposure, here.probabilities)
             measures = {
                 "value": here.value,
-                "distance": 0.5 * np.abs(shown - np.repeat(best.shown, S, axis=0)).sum(axis=1),
+                "distance": total_variation(shown, np.repeat(best.shown, S, axis=0)),
+                "elsewhere": np.mean(
+                    [
+                        total_variation(shown, np.repeat(np.roll(best.shown, k, axis=0), S, axis=0))
+                        for k in range(1, B)
+                    ],
+                    axis=0,
+                ),
                 "welfare": here.welfare,
+                "gap": np.abs(here.welfare - np.repeat(best.welfare, S)),
                 "likelihood": here.likelihood - np.repeat(best.likelihood, S),
                 "satisfaction": (here.probabilities * some.quality).sum(axis=1),
                 "ess": some.effective_sample_size,
@@ -149,6 +159,11 @@ class _Optimum:
         self.value = (found.probabilities * worth).sum(axis=1)
         self.likelihood = (found.probabilities * log_optimal).sum(axis=1)
         self.shown = shown_sets(pool.exposure, found.probabilities)
+
+
+def total_variation(p: Floats, q: Floats) -> Floats:
+    """(B,) distances of distributions (B, K)."""
+    return 0.5 * np.abs(p - q).sum(axis=1)
 
 
 def shown_sets(exposure: Bools, probabilities: Floats) -> Floats:

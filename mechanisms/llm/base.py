@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,18 @@ class Sample:
     log_probs: NDArray[np.float64]
     forced: NDArray[np.bool_]
     ended: bool
+
+
+class Mixed(NamedTuple):
+    """A reply that several prompts' LLMs wrote together (`mechanisms.llm.mixture`).
+
+    Attributes:
+        sample: the reply; `log_probs` are under the mixture.
+        under: (n, T) log-probability of each token under each prompt, in nats.
+    """
+
+    sample: Sample
+    under: NDArray[np.float64]
 
 
 Samples = Sequence[Sample]

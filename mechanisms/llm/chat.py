@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from mechanisms.errors import BadInput
 from mechanisms.llm.weights import locate
 
+_LIKE_TAG = re.compile(r"<[^<>\s]+>").fullmatch
+
 
 class ChatTokenizer:
     """The tokenizer of a chat model, with its template and without its control tokens.
@@ -33,9 +35,10 @@ class ChatTokenizer:
                 "(its name often ends in -Instruct)"
             )
         self.end_token = int(self.tokenizer.eos_token_id)
-        # Not only those that have a role: any special token would be encoded as one.
+        # Not only those that have a role: any special token would be encoded as one. Some, such as
+        # <think> and <tool_call> of Qwen3, are not flagged; runs of white space are no control.
         added = self.tokenizer.added_tokens_decoder.values()
-        control = {token.content for token in added if token.special}
+        control = {each.content for each in added if each.special or _LIKE_TAG(each.content)}
         control.update(self.tokenizer.all_special_tokens)
         self._control = re.compile("|".join(map(re.escape, sorted(control))))
 

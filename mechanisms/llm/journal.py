@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mechanisms.errors import BadInput
-from mechanisms.llm.base import END, NONE_FINISHED, Engine, Guide, Sample, Samples, Scores
+from mechanisms.llm.base import (
+    END,
+    NONE_FINISHED,
+    Engine,
+    Guide,
+    Mixed,
+    Sample,
+    Samples,
+    Scores,
+)
 from mechanisms.llm.weights import identity
 
 LOG = logging.getLogger(__name__)
@@ -35,10 +44,14 @@ class Journaled:
     """An `Engine` around `engine` that keeps what is finished in the journal `path`.
 
     A call is known by a digest of all its arguments and of the engine, so one journal serves a
-    whole recording. A guide is not part of it (calls that differ in nothing else are told apart by
-    their order): it is shown the journal's replies again, and must write into them what it wrote
-    then. A process that finds the journal in use by another works without: both then come out
-    right, and only the first can be resumed.
+    whole recording. What a server calls its model (`served_model`) is part of it where it is given;
+    where the engine asks the server, it does so in its first call, too late to name calls by, and
+    then takes nothing but the model's own name.
+
+    A guide is not part of it (calls that differ in nothing else are told apart by their order): it
+    is shown the journal's replies again, and must write into them what it wrote then. A call that
+    broke off with an error may be made again, with a fresh guide. A process that finds the journal
+    in use by another works without: both then come out right, and only the first can be resumed.
 
     Raises:
         BadInput: `path` cannot be written, or is not a journal; later, if the disk is full.
@@ -49,6 +62,7 @@ class Journaled:
         self.path = Path(path)
         self._engine_id = [type(engine).__name__, *identity(engine.model)]
         self._engine_id += [str(getattr(engine, name, None)) for name in _SETTINGS]
+        self._engine_id += filter(None, [getattr(engine, "served_model", None)])
         self._guard = threading.Lock()
         self._known: dict[str, dict[int, Any]] = {}
         self._guided: Counter[str] = Counter()
@@ -101,32 +115,83 @@ class Journaled:
         streams = list(range(len(prompts)) if keys is None else keys)
         asked = [n, max_new_tokens, temperature, seed, streams, guide is not None]
         call = self._digest("generate", list(prompts), asked)
-        if guide is not None:
-            self._guided[call] += 1
-            call += f"-{self._guided[call]}"
-        work = _Work(self, call, finished, done)
-        results = self.engine.generate(
-            prompts,
-            n,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            guide=guide,
-            keys=keys,
-            finished={**work.found, **finished},
-            done=work.done,
-        )
-        work.keep_the_rest(results)
+        with self._guided_call(call, guide, max_new_tokens, finished, done) as work:
+            work.results = self.engine.generate(
+                prompts,
+                n,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+                guide=guide,
+                keys=keys,
+                finished=work.finished,
+                done=work.done,
+            )
+        return work.results
+
+    def generate_mixture(
+        self,
+        prompts: Sequence[Sequence[str]],
+        shares: NDArray[np.float64],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        guide: Guide | None = None,
+        keys: Sequence[int] | None = None,
+        finished: Mapping[int, Sequence[Mixed]] = NONE_FINISHED,
+        done: Callable[[Mapping[int, Sequence[Mixed]]], None] | None = None,
+    ) -> list[list[Mixed]]:
+        """See `mechanisms.llm.mixture.generate_mixture`."""
+        from mechanisms.llm.mixture import generate_mixture  # takes torch along
+
+        streams = list(range(len(prompts)) if keys is None else keys)
+        asked = [shares.tolist(), max_new_tokens, temperature, seed, streams, guide is not None]
+        call = self._digest("mixture", list(map(list, prompts)), asked)
+        with self._guided_call(call, guide, max_new_tokens, finished, done) as work:
+            work.results = generate_mixture(
+                self.engine,
+                prompts,
+                shares,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+                guide=guide,
+                keys=keys,
+                finished=work.finished,
+                done=work.done,
+            )
+        return work.results
+
+    @contextlib.contextmanager
+    def _guided_call(
+        self,
+        call: str,
+        guide: Guide | None,
+        max_new_tokens: int,
+        finished: Mapping[int, Any],
+        done: Callable[[Mapping[int, Any]], None] | None,
+    ) -> Iterator[_Work]:
+        """A call in which a guide may write: within, the engine does what is not finished yet.
+
+        It is counted once it is through, so that whoever tries again after an error goes on.
+        """
+        name = call if guide is None else f"{call}-{self._guided[call] + 1}"
+        work = _Work(self, name, finished, done)
+        yield work
+        work.keep_the_rest(work.results)
+        if guide is None:
+            return
         # Only now: an engine that does whole batches may have shown the guide some of them itself.
-        if guide is not None:
-            for p in sorted(set(work.found) - work.reported):
-                for k, sample in enumerate(work.found[p]):
-                    if not _replay(guide, p, k, sample, max_new_tokens):
-                        raise BadInput(
-                            f"journal {self.path} holds replies with other insertions than "
-                            "this recording makes; delete it and record again"
-                        )
-        return results
+        for p in sorted(set(work.found) - work.reported):
+            for k, reply in enumerate(work.found[p]):
+                sample = reply.sample if isinstance(reply, Mixed) else reply
+                if not _replay(guide, p, k, sample, max_new_tokens):
+                    raise BadInput(
+                        f"journal {self.path} holds replies with other insertions than "
+                        "this recording makes; delete it and record again"
+                    )
+        self._guided[call] += 1
 
     def score(
         self,
@@ -139,14 +204,13 @@ class Journaled:
     ) -> list[list[NDArray[np.float64]]]:
         """See `mechanisms.llm.base.Engine.score`."""
         tokens = [[list(map(int, reply)) for reply in each] for each in replies]
-        work = _Work(
-            self, self._digest("score", list(prompts), [temperature, tokens]), finished, done
-        )
+        call = self._digest("score", list(prompts), [temperature, tokens])
+        work = _Work(self, call, finished, done)
         results = self.engine.score(
             prompts,
             replies,
             temperature=temperature,
-            finished={**work.found, **finished},
+            finished=work.finished,
             done=work.done,
         )
         work.keep_the_rest(results)
@@ -210,7 +274,12 @@ class Journaled:
 
 
 class _Work:
-    """One call: `found` was in the journal, `reported` has been done since."""
+    """One call: `found` was in the journal, `finished` is all that was there before it.
+
+    `reported` has been done since, `results` is everything.
+    """
+
+    results: Sequence[Any] = ()
 
     def __init__(
         self,
@@ -221,6 +290,7 @@ class _Work:
     ) -> None:
         known = journal._known.get(call, {})
         self.found = {p: row for p, row in known.items() if p not in finished}
+        self.finished = {**self.found, **finished}
         self.reported: set[int] = set(finished)
         self._journal, self._call, self._tell = journal, call, done
         if self.found:
@@ -281,25 +351,29 @@ def _checksum(body: bytes) -> bytes:
     return hashlib.sha256(body).hexdigest()[:16].encode()
 
 
-def _pack(row: Samples | Scores) -> list[Any]:
+def _pack(row: Samples | Scores | Sequence[Mixed]) -> list[Any]:
+    return [_packed(each) for each in row]
+
+
+def _packed(each: Sample | Mixed | NDArray[np.float64]) -> list[Any]:
     """Plain lists; Python writes every float so that it reads back as the same number."""
-    return [
-        [
-            each.tokens.tolist(),
-            each.log_probs.tolist(),
-            np.flatnonzero(each.forced).tolist(),
-            each.ended,
-        ]
-        if isinstance(each, Sample)
-        else [np.asarray(each, dtype=np.float64).tolist()]
-        for each in row
-    ]
+    if isinstance(each, Mixed):
+        return [*_packed(each.sample), each.under.tolist()]
+    if isinstance(each, Sample):
+        forced = np.flatnonzero(each.forced).tolist()
+        return [each.tokens.tolist(), each.log_probs.tolist(), forced, each.ended]
+    return [np.asarray(each, dtype=np.float64).tolist()]
 
 
 def _unpack(row: list[Any]) -> list[Any]:
-    return [
-        np.array(each[0], dtype=np.float64) if len(each) == 1 else _sample(*each) for each in row
-    ]
+    return [_unpacked(each) for each in row]
+
+
+def _unpacked(each: list[Any]) -> Sample | Mixed | NDArray[np.float64]:
+    if len(each) == 1:
+        return np.array(each[0], dtype=np.float64)
+    sample = _sample(*each[:4])
+    return Mixed(sample, np.array(each[4], dtype=np.float64)) if len(each) > 4 else sample
 
 
 def _sample(tokens: list[int], log_probs: list[float], forced: list[int], ended: bool) -> Sample:

@@ -13,31 +13,18 @@ Shapes: requests P, replies R, prompts per request n, vocabulary V.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mechanisms.errors import BadInput
-from mechanisms.llm.base import Engine, Guide, Sample
+from mechanisms.llm.base import NONE_FINISHED, Engine, Guide, Mixed
 from mechanisms.llm.decoding import Row, choose, compact
 from mechanisms.llm.transformers_engine import TransformersEngine
 from mechanisms.pool import Floats
-
-
-class Mixed(NamedTuple):
-    """A reply written together.
-
-    Attributes:
-        sample: the reply; `log_probs` are under the mixture.
-        under: (n, T) log-probability of each token under each prompt, in nats.
-    """
-
-    sample: Sample
-    under: Floats
 
 
 @torch.inference_mode()
@@ -51,6 +38,8 @@ def generate_mixture(
     seed: int,
     guide: Guide | None = None,
     keys: Sequence[int] | None = None,
+    finished: Mapping[int, Sequence[Mixed]] = NONE_FINISHED,
+    done: Callable[[Mapping[int, Sequence[Mixed]]], None] | None = None,
 ) -> list[list[Mixed]]:
     """Draw R replies to each of P requests, each from its own mixture of n prompts.
 
@@ -58,7 +47,7 @@ def generate_mixture(
     with all weight on one prompt it is the reply that the engine alone would write to it.
 
     Args:
-        engine: the embedded engine.
+        engine: the embedded engine, or one around it with a `generate_mixture` of its own.
         prompts: (P) lists of n user messages.
         shares: (P, R, n) weights α, each row summing to 1.
         max_new_tokens: longest reply, what the guide writes included.
@@ -66,11 +55,25 @@ def generate_mixture(
         seed: of everything random.
         guide: writes into replies; its tokens are read by all n.
         keys: (P,) default 0..P-1.
+        finished: by request, as in `Engine.generate`; batches are done as a whole.
+        done: called with every batch, by request.
 
     Raises:
         BadInput: another engine, or n different among requests.
     """
-    engine = getattr(engine, "engine", engine)  # what a journal is kept of
+    around = getattr(engine, "generate_mixture", None)
+    if around is not None:
+        return around(
+            prompts,
+            shares,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            guide=guide,
+            keys=keys,
+            finished=finished,
+            done=done,
+        )
     if not isinstance(engine, TransformersEngine):
         raise BadInput(
             f"engine {engine.model} does not give whole next-token distributions, which mixing "
@@ -82,8 +85,12 @@ def generate_mixture(
     if len(prompts) != P or any(len(each) != n for each in prompts):
         raise BadInput(f"shares have shape {shares.shape}; give {P} requests {n} prompts each")
     keys = range(P) if keys is None else keys
-    results: list[list[Mixed]] = [[] for _ in range(P)]
+    results = [list(finished.get(p, ())) for p in range(P)]
     for batch, tokens in _batches(engine, prompts, n * R):
+        if all(p in finished for p in batch):
+            continue
+        for p in batch:
+            results[p] = []
         rows = [
             _MixedRow(p, k, np.random.default_rng([seed, keys[p], k]).random(max_new_tokens))
             for p in batch
@@ -93,6 +100,8 @@ def generate_mixture(
         _decode(engine, tokens, rows, weights, temperature, guide)
         for row in rows:
             results[row.prompt].append(Mixed(row.sample(), np.array(row.under).T))
+        if done:
+            done({p: results[p] for p in batch})
     return results
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from mechanisms.errors import BadInput
 from mechanisms.llm.base import NONE_FINISHED, Guide, Sample, Samples, Scores
 from mechanisms.llm.chat import ChatTokenizer
+from mechanisms.llm.continuation import check_draw, check_replies
 from mechanisms.llm.decoding import Row, choose, compact
 from mechanisms.llm.prefix import NAME as SHARED_PREFIX
 from mechanisms.llm.prefix import SharedPrefixCache
@@ -85,8 +86,7 @@ class TransformersEngine(ChatTokenizer):
         Batches are formed of all prompts, finished or not, and are done as a whole: so what is
         written after an interruption is, to the last bit, what would have been.
         """
-        if temperature <= 0 or n < 1 or max_new_tokens < 1:
-            raise BadInput("generate needs temperature > 0, n >= 1 and max_new_tokens >= 1")
+        check_draw(n, max_new_tokens, temperature)
         keys = range(len(prompts)) if keys is None else keys
         results = [list(finished.get(p, ())) for p in range(len(prompts))]
         for batch, tokens in self._batches(prompts, n, self.batch_rows):
@@ -121,9 +121,7 @@ class TransformersEngine(ChatTokenizer):
         Each prompt runs once; its replies are then scored in groups of like length, together with
         those of other prompts.
         """
-        if len(prompts) != len(replies):
-            raise BadInput(f"{len(prompts)} prompts but {len(replies)} sets of replies to score")
-        if len({len(each) for each in replies}) > 1:
+        if len(set(check_replies(prompts, replies).tolist())) > 1:
             raise BadInput("prompts have different numbers of replies to score; give each as many")
         n = len(replies[0]) if replies else 0
         scored = [list(finished.get(p, ())) for p in range(len(prompts))]

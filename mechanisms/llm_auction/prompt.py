@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mechanisms.mentions import AdCopy, disarm
+from mechanisms.mentions import AdCopy, one_line
 from mechanisms.pool import Floats, Ints
 
 _TASK = (
@@ -56,12 +56,12 @@ def auction_prompt(query: str, profile: str, ads: Sequence[AdCopy], bids: Sequen
     """
     shown = shown_bids(np.asarray(bids, dtype=np.float64)).tolist()
     entries = [
-        (_line(ad.title), _line(ad.id), _line(ad.tagline or ad.text), bid)
+        (one_line(ad.title), one_line(ad.id), one_line(ad.tagline or ad.text), bid)
         for ad, bid in zip(ads, shown, strict=True)
     ]
     worked = [f"{_case(asked, listed)} {answer}" for asked, listed, answer in _EXAMPLES]
-    task = _TASK.format(profile=_line(profile))
-    return "\n\n".join([task, *worked, _case(_line(query), entries)])
+    task = _TASK.format(profile=one_line(profile))
+    return "\n\n".join([task, *worked, _case(one_line(query), entries)])
 
 
 def shown_bids(bids: Floats) -> Ints:
@@ -81,8 +81,3 @@ def _case(query: str, entries: Sequence[tuple[str, str, str, int]]) -> str:
         for title, id_, about, bid in entries
     )
     return f"Products: [{listed}]\nQuestion: {query}\nAnswer:"
-
-
-def _line(text: str) -> str:
-    """`text` on one line and without markers."""
-    return disarm(" ".join(text.split()))

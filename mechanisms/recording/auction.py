@@ -18,15 +18,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mechanisms import pretrained
 from mechanisms.errors import BadInput
-from mechanisms.insertion import Rules, masked_mean, repeats
+from mechanisms.insertion import masked_mean, repeats
 from mechanisms.llm.base import END, Engine, Sample
 from mechanisms.llm_auction.prompt import auction_prompt, shown_bids
 from mechanisms.mentions import AdCopy, disarm, ends_sentence, parse, render, without_mentions
+from mechanisms.policies import Rules
 from mechanisms.pool import Floats
 from mechanisms.recording.conditions import prompt
-from mechanisms.recording.design import Design, Request, Written
-from mechanisms.recording.writing import close
+from mechanisms.recording.design import Design, Recorded, Request, Written
+from mechanisms.recording.writing import close, sentence_ends
 
 PROFILES = 3  # after (seed, key, reply): apart from the streams of tokens and of guides
 HIGHEST = 100.0  # bids are drawn log-uniform from [1, HIGHEST]
@@ -41,7 +43,7 @@ def write_auction(
     design: Design,
     seed: int,
     keys: Sequence[int] | None,
-) -> tuple[list[list[Written]], Floats, Floats, dict[str, Floats]]:
+) -> Recorded:
     """Write M replies to each request, each under the request's bids or a profile of its own.
 
     Returns:
@@ -83,8 +85,8 @@ def write_auction(
         [reading.measured(engine, found) for reading, found in zip(row, log_probs, strict=True)]
         for row, log_probs in zip(read, scores, strict=True)
     ]
-    extras = {"bid_profile": shown_bids(profiles).astype(np.float64)}
-    return written, np.zeros((B, M)), np.zeros((B, M)), extras
+    extras = {pretrained.PROFILES: shown_bids(profiles).astype(np.float64)}
+    return Recorded(written, np.zeros((B, M)), np.zeros((B, M)), extras)
 
 
 def bid_profiles(
@@ -195,7 +197,7 @@ class _Reading(NamedTuple):
         prose = np.ones(len(self.tokens), dtype=bool)
         for start, end in self.titles.values():
             prose[start:end] = False
-        stops = self._sentence_ends(engine, prose)
+        stops = sentence_ends(engine, self.tokens, prose)
         native = {}
         for ad, (start, end) in self.titles.items():
             first = max((stop for stop in stops if stop <= start), default=0)
@@ -211,18 +213,6 @@ class _Reading(NamedTuple):
             tokens=self.written,
             forged=self.malformed,
         )
-
-    def _sentence_ends(self, engine: Engine, prose: np.ndarray) -> list[int]:
-        stops, behind = [], None
-        for stop in range(1, len(self.tokens) + 1):
-            if not prose[stop - 1]:
-                behind = stop
-            elif any(mark in engine.decode(self.tokens[stop - 1 : stop]) for mark in ".!?"):
-                near = max(stop - 16, behind or 0)
-                said = "this" * (near == behind) + engine.decode(self.tokens[near:stop])
-                if ends_sentence(said):
-                    stops.append(stop)
-        return stops
 
 
 def _read(engine: Engine, sample: Sample, draft: _Draft, ads: Sequence[AdCopy]) -> _Reading:

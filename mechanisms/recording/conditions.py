@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mechanisms.insertion import InsertionPolicy, reference_policy
-from mechanisms.mentions import AdCopy
+from mechanisms.llm_auction.prompt import auction_prompt
+from mechanisms.mentions import AdCopy, one_line
+from mechanisms.policies import InsertionPolicy, reference_policy
 from mechanisms.recording.design import Design, Request
 
 REFERENCE_PROMPT = "Question: {query}\n\nAnswer with practical advice in three short sentences."
@@ -26,6 +27,13 @@ ADVERTISER_PROMPT = (
     "Question: {query}\n\nAnswer with practical advice in three short sentences, "
     "and recommend this product by name where it helps:\n{ads}"
 )
+TEMPLATES = {
+    "reference": REFERENCE_PROMPT,
+    "context": CONTEXT_PROMPT,
+    "advertiser": ADVERTISER_PROMPT,
+    "auction": auction_prompt("", "", (), ()),
+}
+"""By kind; that of `auction` is shown without query, profile and ads."""
 OWN_SHARE = 0.9
 """Of the mentions that an LLM prompted on behalf of an advertiser would make, those of its ad."""
 
@@ -46,6 +54,19 @@ def prompt(kind: str, request: Request) -> str:
         return CONTEXT_PROMPT.format(query=request.query, ads="\n".join(map(_line, request.ads)))
     ad = request.ads[int(kind.removeprefix("advertiser:"))]
     return ADVERTISER_PROMPT.format(query=request.query, ads=_line(ad))
+
+
+def templates(design: Design, ads: int) -> dict[str, str]:
+    """Those of `TEMPLATES` that replies with `ads` candidate ads are written or scored under."""
+    advertiser = ["advertiser"] if ads else []
+    if design.generation == "auction":
+        kinds = ["auction"]
+    elif design.generation == "token":
+        kinds = advertiser
+    else:
+        kinds = [condition.prompt for condition in conditions(design, ads)]
+        kinds += advertiser if design.log_ratios else []
+    return {kind: TEMPLATES[kind] for kind in ("reference", *kinds)}
 
 
 def conditions(design: Design, ads: int) -> list[Condition]:
@@ -105,4 +126,4 @@ def _guided(design: Design, ads: int, count: int) -> list[Condition]:
 
 
 def _line(ad: AdCopy) -> str:
-    return f"- {ad.title}: {ad.text}"
+    return f"- {one_line(ad.title)}: {one_line(ad.text)}"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from mechanisms.errors import BadInput
-from mechanisms.insertion import Rules
 from mechanisms.mentions import AdCopy
+from mechanisms.policies import Rules
 from mechanisms.pool import Bools, Floats
 
 GENERATIONS = ("reference", "guided", "context", "mixture", "auction", "token")
@@ -69,6 +69,17 @@ class Design:
                 raise BadInput(f"{name} is {getattr(self, name)}; give a probability in (0, 1)")
         if not 0 <= self.inline_rate < 1:
             raise BadInput(f"inline_rate is {self.inline_rate}; give a probability in [0, 1)")
+        if self.generation in ("auction", "token") and (self.log_ratios or self.inline_rate):
+            name = "log_ratios" if self.log_ratios else "inline_rate"
+            raise BadInput(
+                f"generation {self.generation!r} has no {name}; leave it out, or choose another "
+                "generation"
+            )
+
+    @property
+    def weights_to(self) -> str:
+        """What importance weights lead back to: the reference policy, equal bids, or nothing."""
+        return {"auction": "none", "token": "equal-bids"}.get(self.generation, "reference")
 
 
 @dataclass(frozen=True, eq=False)

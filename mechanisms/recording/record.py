@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 
 from mechanisms.errors import BadInput
+from mechanisms.gibbs import effective_sample_size, normalised
 from mechanisms.llm.base import Engine
+from mechanisms.mentions import check_copy
 from mechanisms.pool import ReplyPool
-from mechanisms.recording.conditions import REFERENCE_PROMPT
+from mechanisms.recording.auction import write_auction
+from mechanisms.recording.conditions import templates
 from mechanisms.recording.design import Design, Recorded, Request, Users
 from mechanisms.recording.measure import measure, reply_table, request_table
+from mechanisms.recording.tokens import write_tokens
 from mechanisms.recording.writing import write
 
 
@@ -39,7 +43,8 @@ def record(
         keys: (B,) numbers that identify the requests' random streams, default 0..B-1.
 
     Raises:
-        BadInput: no requests, or requests with different numbers of ads.
+        BadInput: no requests, requests with different numbers of ads, or an ad that mentions cannot
+            hold (`mechanisms.mentions.check_copy`).
     """
     design = design or Design()
     if not requests:
@@ -47,6 +52,9 @@ def record(
     counts = {len(request.ads) for request in requests}
     if len(counts) > 1:
         raise BadInput(f"requests have {sorted(counts)} candidate ads; give each the same number")
+    for request in requests:
+        for ad in request.ads:
+            check_copy(ad)
     written, log_ref, log_gen, extras = _write(requests, engine, design, seed, keys)
     features = measure(requests, written)
     judged = users(requests, features)
@@ -65,18 +73,19 @@ def record(
         replies=reply_table(written, features),
         requests=request_table(requests),
     )
-    return with_manifest(
+    pool = with_manifest(
         pool,
         source="recorded",
         model=engine.model,
         dtype=getattr(engine, "dtype", None),
         design=asdict(design),
         seed=seed,
-        prompt=REFERENCE_PROMPT,
+        prompts=templates(design, pool.shape[2]),
+        weights_to=design.weights_to,
         users=dict(judged.provenance),
         tokens=int(sum(reply.tokens for row in written for reply in row)),
-        writing=describe(pool),
     )
+    return with_manifest(pool, writing=describe(pool))
 
 
 def _write(
@@ -87,15 +96,8 @@ def _write(
     keys: Sequence[int] | None,
 ) -> Recorded:
     """Replies by the way of writing that the design asks for."""
-    if design.generation == "auction":
-        from mechanisms.recording.auction import write_auction
-
-        return Recorded(*write_auction(requests, engine, design, seed, keys))
-    if design.generation == "token":
-        from mechanisms.recording.tokens import write_tokens
-
-        return Recorded(*write_tokens(requests, engine, design, seed, keys))
-    return write(requests, engine, design, seed, keys)
+    by = {"auction": write_auction, "token": write_tokens}.get(design.generation, write)
+    return by(requests, engine, design, seed, keys)
 
 
 def with_manifest(pool: ReplyPool, **entries: Any) -> ReplyPool:
@@ -109,22 +111,23 @@ def describe(pool: ReplyPool) -> dict[str, float]:
 
     `reference_mention_rate` weighs replies by their importance weights: it is what the reference
     policy itself would show, and the weight that replies with ads carry. The effective sample size
-    is given for all replies of a request, and among those that show an ad (0 where none does).
+    is given for all replies of a request, and among those that show an ad (0 where none does). Both
+    are left out where no weights are claimed.
     """
-    ess = pool.effective_sample_size
-    weights = np.exp(pool.log_weights - pool.log_weights.max(1, keepdims=True))
-    weights /= weights.sum(1, keepdims=True)
     shown = pool.exposure.sum(2)
-    with_ads = weights * (shown > 0)
-    squares = np.maximum((with_ads**2).sum(1), np.finfo(np.float64).tiny)
-    ess_of_ads = with_ads.sum(1) ** 2 / squares
-    return {
+    said = {
         "mention_rate": float((shown > 0).mean()),
-        "reference_mention_rate": float((weights * (shown > 0)).sum(1).mean()),
         "ads_per_reply": float(shown.mean()),
         "malformed_rate": float((pool.malformed > 0).mean()),
+    }
+    if not pool.weighted:
+        return said
+    with_ads = normalised(pool.log_weights) * (shown > 0)
+    ess, of_ads = pool.effective_sample_size, effective_sample_size(with_ads)
+    return said | {
+        "reference_mention_rate": float(with_ads.sum(1).mean()),
         "effective_sample_size_min": float(ess.min()),
         "effective_sample_size_median": float(np.median(ess)),
-        "effective_sample_size_of_ads_min": float(ess_of_ads.min()),
-        "effective_sample_size_of_ads_median": float(np.median(ess_of_ads)),
+        "effective_sample_size_of_ads_min": float(of_ads.min()),
+        "effective_sample_size_of_ads_median": float(np.median(of_ads)),
     }

@@ -22,15 +22,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from mechanisms.insertion import NOTHING, PHRASES, Draft, GuidedInsertion, InsertionPolicy, Rules
+from mechanisms.insertion import Draft, GuidedInsertion
 from mechanisms.llm.base import Engine
 from mechanisms.mentions import AdCopy
+from mechanisms.policies import NOTHING, PHRASES, InsertionPolicy, Rules
 from mechanisms.pool import Floats
 from mechanisms.recording.auction import bid_profiles
 from mechanisms.recording.conditions import prompt
-from mechanisms.recording.design import Design, Request, Written
+from mechanisms.recording.design import Design, Recorded, Request
 from mechanisms.recording.writing import Drafted, read_reply
-from mechanisms.token_auction import LOG_PROBS, NEVER, log_mixture, shares
+from mechanisms.token_auction import BID_PROFILES, LOG_PROBS, NEVER, log_mixture, shares
 
 
 def write_tokens(
@@ -39,12 +40,12 @@ def write_tokens(
     design: Design,
     seed: int,
     keys: Sequence[int] | None,
-) -> tuple[list[list[Written]], Floats, Floats, dict[str, Floats]]:
+) -> Recorded:
     """Write M replies to each request, each under the request's bids or a profile of its own.
 
     Returns:
         The replies; `log_ref` and `log_gen` (B, M); and the extra arrays `token_log_probs`
-        (B, M, n, T), see `mechanisms.token_auction`, and `bid_profile` (B, M, n).
+        (B, M, n, T) and `token_bid_profile` (B, M, n), see `mechanisms.token_auction`.
 
     Raises:
         BadInput: the engine does not give whole next-token distributions.
@@ -109,7 +110,8 @@ def write_tokens(
         ]
         for b, request in enumerate(requests)
     ]
-    return written, log_ref, log_gen, {LOG_PROBS: log_probs, "bid_profile": profiles}
+    extras = {LOG_PROBS: log_probs, BID_PROFILES: profiles}
+    return Recorded(written, log_ref, log_gen, extras)
 
 
 class MixtureInsertion(GuidedInsertion):

@@ -11,16 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mechanisms.insertion import (
-    INLINE,
-    PHRASES,
-    UNREACHED,
-    GuidedInsertion,
-    event_table,
-    masked_mean,
-    mixture_log_density,
-    phrase_mention,
-)
+from mechanisms.insertion import INLINE, GuidedInsertion, event_table, masked_mean, phrase_mention
 from mechanisms.llm.base import Engine, Sample
 from mechanisms.llm.streams import derived_seed
 from mechanisms.mentions import (
@@ -32,6 +23,7 @@ from mechanisms.mentions import (
     render,
     without_mentions,
 )
+from mechanisms.policies import PHRASES, UNREACHED, mixture_log_density
 from mechanisms.pool import Bools, Floats, Ints
 from mechanisms.recording.conditions import Condition, conditions, on_behalf_of, prompt, reference
 from mechanisms.recording.design import Design, Recorded, Request, Written
@@ -88,7 +80,7 @@ def write(
 
 
 class Drafted:
-    """A sample, what its guide noted, and which of its tokens are free."""
+    """A sample, what its guide noted, and which of its tokens are free, inline or no mention."""
 
     def __init__(self, kind: str, condition: str, sample: Sample, guide: GuidedInsertion, key):
         self.kind = kind
@@ -96,9 +88,11 @@ class Drafted:
         self.sample = sample
         self.noted = guide.drafts[key]
         self.inline = np.zeros(len(sample.tokens), dtype=bool)
+        self.prose = np.ones(len(sample.tokens), dtype=bool)
         for mention in self.noted.mentions:
-            if mention.phrase == INLINE:
-                self.inline[mention.start : mention.start + mention.length] = True
+            span = slice(mention.start, mention.start + mention.length)
+            self.prose[span] = False
+            self.inline[span] = mention.phrase == INLINE
         self.free = ~sample.forced & ~self.inline
 
 
@@ -207,17 +201,20 @@ def read_reply(
     if unfinished:
         end = max(noted.last_boundary, mentioned) or end
     pieces, at, native, raw = [], 0, {}, []
+    stops = sentence_ends(engine, tokens, draft.prose) if draft.inline.any() else []
     for ad, phrase, start, length in noted.mentions:
         raw.append(engine.decode(tokens[at:start]))
         pieces.append(disarm(raw[-1]))
+        begin = start  # a phrase begins the sentence of its mention
         if phrase == INLINE:
+            begin = max((stop for stop in stops if stop <= start), default=0)
             spaced = engine.decode(tokens[start : start + length])[:1].isspace()
             pieces.append(" " * spaced + render(ads[ad]))
         else:
             pieces.append(phrase_mention(PHRASES[phrase], ads[ad], render(ads[ad])))
         at = start + length
         finish = _next_boundary(engine, tokens, at, end)
-        native[ad] = masked_mean(log_probs, start, finish)
+        native[ad] = masked_mean(log_probs, begin, finish)
     raw.append(engine.decode(tokens[at:end]))
     pieces.append(disarm(raw[-1]))
     text = "".join(pieces).strip()
@@ -244,6 +241,20 @@ def close(text: str) -> str:
         return text + "."
     clause = max(text.rfind(mark) for mark in (", ", "; ", ": "))
     return text[:clause] + "." if clause > 0 else text
+
+
+def sentence_ends(engine: Engine, tokens: Sequence[int], prose: Bools) -> list[int]:
+    """Numbers of tokens behind which a sentence ends, in order; titles are no `prose` (T,)."""
+    stops, behind = [], None
+    for stop in range(1, len(tokens) + 1):
+        if not prose[stop - 1]:
+            behind = stop
+        elif any(mark in engine.decode(tokens[stop - 1 : stop]) for mark in ".!?"):
+            near = max(stop - 16, behind or 0)
+            said = "this" * (near == behind) + engine.decode(tokens[near:stop])
+            if ends_sentence(said):
+                stops.append(stop)
+    return stops
 
 
 def _next_boundary(engine: Engine, tokens: Ints, start: int, end: int) -> int:

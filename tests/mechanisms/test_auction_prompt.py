@@ -5,15 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mechanisms.policies import Rules
 
+from agents.users import BehaviouralUsers
 from mechanisms.errors import BadInput
-from mechanisms.insertion import Rules
 from mechanisms.llm.base import END, Sample
 from mechanisms.llm_auction.prompt import auction_prompt, shown_bids
 from mechanisms.mentions import MENTION, parse, render
-from mechanisms.recording import Design, Request
+from mechanisms.mosaic import Mosaic
+from mechanisms.recording import Design, Request, describe, record
 from mechanisms.recording.auction import Ending, bid_profiles, write_auction
-from tests.tiny_llm import ADS, Copy
+from tests.tiny_llm import ADS, Copy, HashEncoder
 
 RULES = Rules(max_tokens=60, loop=10**6)
 DESIGN = Design(6, temperature=0.8, rules=RULES)
@@ -292,3 +294,21 @@ def test_no_ads(engine):
     assert log_ref.shape == (2, 6)
     assert extras["bid_profile"].shape == (2, 6, 0)
     assert not any(MENTION.search(reply.text) for row in written for reply in row)
+
+
+def test_a_pool_of_them_claims_no_weights(engine):
+    design = replace(DESIGN, generation="auction")
+    pool = record(requests(), engine, BehaviouralUsers(HashEncoder()), design, num_advertisers=3)
+    assert pool.manifest["weights_to"] == "none"
+    prompts = pool.manifest["prompts"]
+    assert set(prompts) == {"reference", "auction"}
+    assert "has a high bid" in prompts["auction"]
+    said = describe(pool)
+    assert said == pool.manifest["writing"]
+    assert set(said) == {"mention_rate", "ads_per_reply", "malformed_rate"}
+    for changed in ({"log_ratios": True}, {"inline_rate": 0.1}):
+        name = next(iter(changed))
+        with pytest.raises(BadInput, match=f"generation 'auction' has no {name}; leave it out"):
+            replace(design, **changed)
+    with pytest.raises(BadInput, match="mosaic needs importance weights"):
+        Mosaic(1.0).allocate(pool, np.ones(3))

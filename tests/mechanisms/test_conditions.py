@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from agents.users import BehaviouralUsers
-from mechanisms import insertion
-from mechanisms.insertion import INLINE, GuidedInsertion, InsertionPolicy, Rules
+from mechanisms import insertion, policies
+from mechanisms.insertion import INLINE, GuidedInsertion
 from mechanisms.llm.base import END, Sample
 from mechanisms.mentions import MENTION, parse
 from mechanisms.openings import Title, title_at_end
+from mechanisms.policies import InsertionPolicy, Rules
 from mechanisms.recording import Design, Request, describe, record, writing
 from mechanisms.recording.conditions import (
     Condition,
@@ -294,7 +295,7 @@ LAST = "two spellings"
 
 @pytest.fixture
 def two_phrases(monkeypatch):
-    for module in (insertion, writing):
+    for module in (insertion, policies, writing):
         monkeypatch.setattr(module, "PHRASES", TWO_PHRASES)
 
 

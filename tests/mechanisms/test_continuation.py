@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from mechanisms.policies import InsertionPolicy, Rules
 
-from mechanisms.insertion import GuidedInsertion, InsertionPolicy, Rules
+from mechanisms.insertion import GuidedInsertion
 from mechanisms.llm.base import END, Sample
 from mechanisms.llm.continuation import Reply, Results
 from tests.mechanisms.llm_driver import Chunks, Script

@@ -12,10 +12,10 @@ from collections import Counter
 
 import pytest
 import torch
+from mechanisms.policies import Rules
 
 from agents.users import BehaviouralUsers
 from mechanisms.errors import BadInput
-from mechanisms.insertion import Rules
 from mechanisms.llm.journal import Journaled
 from mechanisms.llm.openai_engine import OpenAIEngine
 from mechanisms.recording import Design, Request, record

@@ -11,8 +11,10 @@ from mechanisms.gibbs import (
     LowEffectiveSampleSize,
     check_weights,
     deviations,
+    effective_sample_size,
     gibbs,
     kl_from_reference,
+    warn_if_low,
 )
 from mechanisms.mosaic import Mosaic
 from mechanisms.pool import ReplyPool
@@ -150,6 +152,33 @@ def test_refuses_what_overflows():
     pool = ReplyPool.from_arrays(np.full((1, 2, 1), 0.5))
     with pytest.raises(BadInput, match="larger tau"):
         Mosaic(1e-300).counterfactual(pool, [1.0], np.full((1, 1, 1), 1e10))
+
+
+def test_effective_sample_size():
+    close(
+        effective_sample_size(np.array([[1.0, 1, 1, 1], [9, 0, 0, 0], [3, 1, 0, 0]])), [4, 1, 1.6]
+    )
+    close(effective_sample_size(np.zeros((2, 3))), [0, 0])
+    pool = ReplyPool.from_arrays(np.full((1, 3, 1), 0.5), log_ref=[[800.0, 800.0, 0.0]])
+    close(pool.effective_sample_size, [2])
+
+
+def test_warn_if_low():
+    pool = ReplyPool.from_arrays(np.full((1, 3, 1), 0.5))
+    low, fine = np.array([1.5, 3.0]), np.array([2.0, 3.0])
+    with pytest.warns(LowEffectiveSampleSize, match="have odd weights .* below 2; mend"):
+        warn_if_low(low, 3, "odd weights", "; mend it", pool)
+    with pytest.warns(LowEffectiveSampleSize, match="even weights"):
+        warn_if_low(low, 3, "even weights", "", pool)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_low(low, 3, "odd weights", "; mend it", pool)  # once per pool
+        warn_if_low(fine, 3, "odd weights", "")
+        warn_if_low(np.zeros((0, 2)), 3, "odd weights", "")
+        warn_if_low(np.ones(2), 1, "odd weights", "")  # one reply leaves no choice by any weights
+    for _ in range(2):
+        with pytest.warns(LowEffectiveSampleSize):
+            warn_if_low(low, 3, "odd weights", "")
 
 
 def test_warns_once_per_pool_of_poor_weights():

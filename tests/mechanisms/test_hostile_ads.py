@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mechanisms.policies import Rules
 
 from agents.users import BehaviouralUsers
 from experiments.samples import sample_replies
 from market.catalog import Ad, Catalog
 from market.errors import BadInput
-from mechanisms.insertion import Rules
 from mechanisms.llm.base import END, Sample
 from mechanisms.llm_auction.prompt import auction_prompt
 from mechanisms.mentions import MENTION, forged, parse

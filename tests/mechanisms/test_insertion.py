@@ -13,20 +13,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from mechanisms.insertion import (
+from mechanisms.policies import (
     NOTHING,
     PHRASES,
     UNREACHED,
-    GuidedInsertion,
     InsertionPolicy,
     Rules,
-    masked_mean,
     mixture_log_density,
-    phrase_mention,
     reference_policy,
-    repeats,
 )
+
+from mechanisms.insertion import GuidedInsertion, masked_mean, phrase_mention, repeats
 from mechanisms.llm.base import END, Sample
 from mechanisms.mentions import ends_sentence
 from mechanisms.recording import Design

@@ -11,13 +11,14 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from mechanisms.policies import Rules
 
 from agents.users import BehaviouralUsers
 from mechanisms.errors import BadInput
-from mechanisms.insertion import Rules
 from mechanisms.llm import journal
-from mechanisms.llm.base import END, Sample
+from mechanisms.llm.base import END, Mixed, Sample
 from mechanisms.llm.journal import HEADER, Journaled
+from mechanisms.llm.mixture import generate_mixture
 from mechanisms.llm.transformers_engine import TransformersEngine
 from mechanisms.recording import Design, Request, record
 from tests.tiny_llm import ADS, Copy, HashEncoder
@@ -26,7 +27,10 @@ USERS = BehaviouralUsers(HashEncoder())
 QUERIES = ("How do I sleep?", "Which tea is good?", "Do my shoes fit?", "Tea?", "Is my bed soft?")
 GUIDED = Design(replies=8, temperature=0.8, rules=Rules(max_tokens=60, loop=10**6))
 CONTEXT = Design(replies=4, generation="context", temperature=0.8, rules=Rules(max_tokens=30))
-DESIGNS = pytest.mark.parametrize("design", [GUIDED, CONTEXT], ids=["guided", "context"])
+TOKEN = Design(replies=2, generation="token", temperature=0.8, rules=Rules(max_tokens=30))
+DESIGNS = pytest.mark.parametrize(
+    "design", [GUIDED, CONTEXT, TOKEN], ids=["guided", "context", "token"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,9 @@ class Counting:
 
     def generate(self, *args, done=None, **options):
         return self.engine.generate(*args, done=self.burning(done), **options)
+
+    def generate_mixture(self, *args, done=None, **options):
+        return generate_mixture(self.engine, *args, done=self.burning(done), **options)
 
     def score(self, *args, done=None, **options):
         return self.engine.score(*args, done=self.burning(done), **options)
@@ -116,6 +123,11 @@ def test_what_is_in_the_journal_reads_back_to_the_last_bit(engine, path, design)
         assert again._known[call].keys() == results.keys()
         for p, row in results.items():
             for kept, read in zip(row, again._known[call][p], strict=True):
+                assert isinstance(kept, Mixed) == isinstance(read, Mixed)
+                if isinstance(kept, Mixed):
+                    assert kept.under.dtype == read.under.dtype
+                    np.testing.assert_array_equal(kept.under, read.under)
+                    kept, read = kept.sample, read.sample
                 fields = ("tokens", "log_probs", "forced") if isinstance(kept, Sample) else ()
                 for name in fields:
                     x, y = getattr(kept, name), getattr(read, name)
@@ -263,6 +275,39 @@ def test_calls_that_differ_in_their_guide_alone(engine, path):
                 plain = engine.generate(["Tea?"], 4, guide=Writes(words), **ask)
                 for x, y in zip(ours[0], plain[0], strict=True):
                     np.testing.assert_array_equal(x.tokens, y.tokens)
+        assert counter.batches == expected
+
+
+@pytest.mark.parametrize("design", [GUIDED, TOKEN], ids=["guided", "token"])
+def test_trying_again_in_the_same_process(engine, path, design):
+    """As in a notebook: a guided call that broke off goes on where it was."""
+    whole, counter = recorded(engine, design), Counting(engine, 1)
+    with Journaled(counter, path) as journaled:
+        for _ in range(2):  # in the middle of writing
+            with pytest.raises(KeyboardInterrupt):
+                recorded(journaled, design)
+        counter.fuse = 10**6
+        same(recorded(journaled, design), whole)
+        total = counter.batches
+    assert total == path.read_bytes().count(b"\n") - 1
+    undisturbed = Counting(engine)
+    with Journaled(undisturbed, path.with_name("other")) as journaled:
+        recorded(journaled, design)
+        assert undisturbed.batches == total
+        # what is through is counted: once more is another call, since its guide may be another
+        same(recorded(journaled, design), whole)
+        assert undisturbed.batches > total
+
+
+def test_what_the_server_calls_its_model_is_of_the_engine(engine, path):
+    """Where it is given; what the engine finds out later comes too late."""
+    ask = {"max_new_tokens": 5, "temperature": 1.0, "seed": 1}
+    for name, expected in ((None, 1), ("adapter", 1), ("other", 1), ("adapter", 0), (None, 0)):
+        counter = Counting(engine)
+        counter.served_model = name
+        with Journaled(counter, path) as journaled:
+            counter.served_model = "found out"
+            journaled.generate(["Tea?"], 2, **ask)
         assert counter.batches == expected
 
 

@@ -5,10 +5,11 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mechanisms.policies import PHRASES
 
 from market.catalog import Ad
 from market.errors import BadInput
-from mechanisms.insertion import PHRASES, phrase_mention
+from mechanisms.insertion import phrase_mention
 from mechanisms.mentions import MENTION, disarm, ends_sentence, parse, render
 from tests.tiny_llm import ADS, Copy
 

@@ -1,5 +1,8 @@
 """The pre-trained Ad-LLM on pools of known profiles: a kernel over bids, at first price."""
 
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,11 +10,14 @@ from hypothesis import strategies as st
 
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
+from mechanisms.gibbs import LowEffectiveSampleSize
 from mechanisms.pool import ReplyPool
 from mechanisms.pretrained import Pretrained
 from mechanisms.registry import make_mechanism
 from tests.mechanisms.pools import close, generators, mean_charges, quick
 
+# random profiles leave any effective sample size
+pytestmark = pytest.mark.filterwarnings("ignore::mechanisms.gibbs.LowEffectiveSampleSize")
 bandwidths = st.sampled_from([1e-9, 0.05, 0.15, 2.0])
 
 
@@ -154,6 +160,56 @@ def test_no_ads():
     close(found.probabilities, 1 / 3)
     itctr, payments = Pretrained().counterfactual(pool, np.zeros((2, 0)), np.zeros((2, 0, 4)))
     assert itctr.shape == payments.shape == (2, 0, 4)
+
+
+@pytest.mark.filterwarnings("default::mechanisms.gibbs.LowEffectiveSampleSize")
+def test_warns_once_per_pool_where_one_reply_is_near():
+    def pool():
+        return with_profiles([[[1, 0], [0, 1], [0, 1]]])
+
+    rng, grid = np.random.default_rng(0), np.array([[[9e9], [1.0]]])
+    ways = (
+        lambda met: Pretrained().run(met, [1.0, 0.0], rng),
+        lambda met: Pretrained().counterfactual(met, [1.0, 1.0], grid),
+    )
+    for way in ways:
+        met = pool()
+        with pytest.warns(LowEffectiveSampleSize, match="kernel weights under these bids"):
+            way(met)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for again in ways:
+                again(met)
+            Pretrained().run(pool(), [0.0, 1.0], rng)
+            Pretrained(bandwidth=2.0).counterfactual(pool(), [1.0, 1.0], grid)
+            Pretrained().run(with_profiles([[[1, 0]]]), [0.0, 1.0], rng)
+
+
+@pytest.mark.parametrize(
+    "name", ["mosaic", "llm-auction-ideal", "first-price", "gsp", "vcg", "segment"]
+)
+def test_its_replies_are_for_nobody_who_needs_weights(name):
+    tau = {"tau": 1.0} if name in ("mosaic", "llm-auction-ideal") else {}
+    mechanism = make_mechanism(name, **tau)
+    pool = replace(
+        with_profiles([[[1, 0], [0, 1]]]), manifest={"design": {"generation": "auction"}}
+    )
+    grid = np.ones((1, 2, 3))
+    asked = [
+        lambda each: mechanism.allocate(each, [1.0, 1.0]),
+        lambda each: mechanism.run(each, [1.0, 1.0], np.random.default_rng(0)),
+        lambda each: mechanism.counterfactual(each, [1.0, 1.0], grid),
+    ]
+    if name == "mosaic":
+        asked.append(lambda each: mechanism.allocate_reports(each, np.ones((1, 2, 2))))
+    for ask in asked:
+        for each in (pool, pool.take([0])):
+            with pytest.raises(BadInput, match=f"{name} needs importance weights") as caught:
+                ask(each)
+            assert "\n" not in str(caught.value)
+        ask(replace(pool, manifest={"design": {"generation": "token"}}))
+        ask(replace(pool, manifest={}))
+    Pretrained().allocate(pool, [1.0, 1.0])
 
 
 def test_refuses():

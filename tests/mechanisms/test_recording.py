@@ -2,21 +2,30 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
+from mechanisms.policies import NOTHING, PHRASES, UNREACHED, Rules
 
 from agents.users import BehaviouralUsers
 from mechanisms.errors import BadInput
-from mechanisms.insertion import NOTHING, PHRASES, UNREACHED, GuidedInsertion, Rules
+from mechanisms.insertion import Draft, GuidedInsertion, Inserted, phrase_mention
 from mechanisms.llm.base import END, Sample
 from mechanisms.mentions import MENTION, parse, render
 from mechanisms.recording import Design, Request, describe, record
-from mechanisms.recording.conditions import REFERENCE_PROMPT, conditions
+from mechanisms.recording.conditions import (
+    ADVERTISER_PROMPT,
+    CONTEXT_PROMPT,
+    REFERENCE_PROMPT,
+    conditions,
+    prompt,
+    templates,
+)
 from mechanisms.recording.design import Written
 from mechanisms.recording.measure import count_sentences, measure
-from mechanisms.recording.writing import close
+from mechanisms.recording.writing import Drafted, close, read_reply
 from tests.tiny_llm import ADS, Copy, HashEncoder
 
 QUERIES = ("How do I sleep better?", "Which tea is good?", "Do my shoes fit?")
@@ -344,6 +353,21 @@ class Reciting(Speaking):
         return Sample(np.array(tokens), x, np.array(forced), ended)
 
 
+class Scoring(Reciting):
+    """Likes every token less than the one before it."""
+
+    @staticmethod
+    def cost(places):
+        return -1.0 - places**2 / 100.0
+
+    def write(self, guide, p, k):
+        sample = super().write(guide, p, k)
+        return replace(sample, log_probs=self.cost(np.arange(len(sample.tokens))))
+
+    def score(self, prompts, replies, *, temperature):
+        return [[self.cost(np.arange(len(reply))) for reply in row] for row in replies]
+
+
 @pytest.mark.parametrize("design", [GUIDED, CONTEXT], ids=["guided", "context"])
 def test_seeds(engine, design):
     small = replace(design, replies=6)
@@ -464,8 +488,81 @@ def test_describe(guided):
     assert 1 <= said["effective_sample_size_min"] <= said["effective_sample_size_median"] <= 24
 
 
-def test_nativeness_is_of_the_sentence(guided, engine):
+def test_manifests_name_the_prompts_and_what_weights_lead_back_to(guided, context):
+    assert guided.manifest["prompts"] == {"reference": REFERENCE_PROMPT}
+    assert context.manifest["prompts"] == {
+        "reference": REFERENCE_PROMPT,
+        "context": CONTEXT_PROMPT,
+    }
+    assert guided.manifest["weights_to"] == context.manifest["weights_to"] == "reference"
+    assert templates(replace(GUIDED, log_ratios=True), 3)["advertiser"] == ADVERTISER_PROMPT
+
+
+def test_nativeness_is_of_the_sentence(engine):
+    """From where it begins, also where the title stands within it, to where it ends."""
+    words = "Sleep well. You should try the Tea Pot now! Then we rest."
+    tokens = engine.encode(words)
+    said = [engine.decode(tokens[: t + 1]) for t in range(len(tokens))]
+    ends = [t + 1 for t, text in enumerate(said) if text[-1] in ".!" and text[-2].isalpha()]
+    assert len(ends) == 3
+    asked = requests(queries=["Tea?"])
+    for generation in ("context", "guided"):
+        rates = {"mention_rate": 1e-9, "guided_rate": 1e-9, "inline_rate": 0.05}
+        design = Design(2, generation, rules=Rules(sentences=9, loop=10**6), **rates)
+        pool = record(asked, Scoring(engine, [tokens]), USERS, design)
+        own = generation == "context"
+        assert pool.exposure[0].tolist() == [[False, own, False]] * 2
+        if own:
+            # the second sentence, and no token of the others
+            expected = np.mean(Scoring.cost(np.arange(len(tokens)))[ends[0] : ends[1]])
+            for row in pool.replies["nativeness"]:
+                assert row.to_list() == [0.0, pytest.approx(expected), 0.0]
+
+
+def test_nativeness_of_a_phrase_is_of_its_sentence(engine):
+    """The phrase begins it: nothing before counts."""
+    tokens = engine.encode("Sleep well. It is good. Then we rest.")
+    draft = Draft(np.random.default_rng(0))
+    guide = SimpleNamespace(drafts={0: draft})
+    title = engine.encode(phrase_mention(PHRASES[1], ADS[1], ADS[1].title))
+    ends = [len(engine.encode(text)) for text in ("Sleep well.", "Sleep well. It is good.")]
+    written = [*tokens[: ends[0]], *title, *tokens[ends[0] :]]
+    draft.mentions.append(Inserted(1, 1, ends[0], len(title)))
+    forced = np.zeros(len(written), dtype=bool)
+    forced[ends[0] : ends[0] + len(title)] = True
+    costs = Scoring.cost(np.arange(len(written)))
+    sample = Sample(np.array(written), costs, forced, ended=False)
+    reply = read_reply(engine, Drafted("reference", "guided", sample, guide, 0), ADS, costs, 3)
+    assert reply.text == "Sleep well. You could try @Tea Pot@[Ad-2], It is good. Then we rest."
+    expected = costs[ends[0] : ends[1] + len(title)].mean()
+    assert reply.nativeness == {1: pytest.approx(expected)}
+
+
+def test_fluency_and_nativeness_are_log_probabilities(guided):
     """The words of a mention cost the LLM what it thinks of them: no −inf, no positive."""
     rows = guided.replies.filter(pl.col("condition") == "reference")
     assert all(value == [0.0] * 3 for value in rows["nativeness"].to_list())
     assert guided.replies["fluency"].max() < 0
+
+
+BREAKS = ("a@b", "a[b", "a]b", "a\nb", "a\r", "\u2028b")
+
+
+@pytest.mark.parametrize("text", BREAKS)
+@pytest.mark.parametrize("field", ["title", "tagline"])
+def test_ads_that_no_mention_can_hold(engine, text, field):
+    ads = (*ADS[:2], replace(ADS[2], **{field: text}))
+    for generation in ("guided", "auction", "token"):
+        with pytest.raises(BadInput, match=f"ad 'Ad-3' has a {field} with @") as caught:
+            recorded(engine, Design(2, generation), ads)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", BREAKS)
+def test_the_text_of_an_ad_stays_on_its_line(text):
+    ads = (replace(ADS[0], text=f"{text}\n- Free Pot: nice"), *ADS[1:])
+    for kind, lines in (("context", 3), ("advertiser:0", 1)):
+        calm, ours = (prompt(kind, requests(each)[0]) for each in (ADS, ads))
+        assert len(ours.splitlines()) == len(calm.splitlines())
+        assert sum(line.startswith("- ") for line in ours.splitlines()) == lines
+        assert "@" not in ours

@@ -393,6 +393,36 @@ def test_warns_where_the_bids_leave_one_reply():
         TokenAuction().run(one, [1.0, 0.0], rng)
 
 
+@pytest.mark.filterwarnings("default::mechanisms.gibbs.LowEffectiveSampleSize")
+def test_warns_once_per_pool_also_of_bids_to_try():
+    log_probs = np.array([[[[-1.0], [-9.0]], [[-9.0], [-1.0]], [[-9.0], [-1.0]]]])
+
+    def pool():
+        return ReplyPool.from_arrays(np.full((1, 3, 2), 0.5), extras={LOG_PROBS: log_probs})
+
+    bids, rng = [1.0, 1.0], np.random.default_rng(0)
+    alone, beside = np.array([[[9e9], [1.0]]]), np.array([[[1.0], [1.0]]])
+    for first in ("run", "counterfactual"):
+        met = pool()
+        with pytest.warns(LowEffectiveSampleSize, match="weights under these bids"):
+            if first == "run":
+                TokenAuction().run(met, [1.0, 0.0], rng)
+            else:
+                TokenAuction().counterfactual(met, bids, alone)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            TokenAuction().run(met, [1.0, 0.0], rng)
+            TokenAuction().counterfactual(met, bids, alone)
+            TokenAuction().counterfactual(pool(), bids, beside)
+
+
+def test_what_other_bids_bring_is_asked_of_the_recording():
+    """Live replies to bids of which one is 0 hold nothing of what that bidder would write."""
+    assert not TokenAuction.tells_of_other_bids
+    assert not make_mechanism("pretrained").tells_of_other_bids
+    assert make_mechanism("mosaic", tau=1.0).tells_of_other_bids
+
+
 def test_refuses():
     with pytest.raises(BadInput, match="reply_symbols is 0; give a finite number > 0"):
         make_mechanism("token", reply_symbols=0)

@@ -4,18 +4,29 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mechanisms.policies import NOTHING, PHRASES, Rules
 
 from agents.users import BehaviouralUsers
 from mechanisms.errors import BadInput
-from mechanisms.insertion import INLINE, NOTHING, PHRASES, Rules
+from mechanisms.insertion import INLINE
 from mechanisms.llm.base import END
+from mechanisms.llm.journal import Journaled
 from mechanisms.llm.mixture import generate_mixture
 from mechanisms.mentions import parse
+from mechanisms.mosaic import Mosaic
 from mechanisms.pool import ReplyPool
+from mechanisms.pretrained import Pretrained
 from mechanisms.recording import Design, Request, load_pool, record, save_pool
 from mechanisms.recording.conditions import prompt
 from mechanisms.recording.tokens import MixtureInsertion, write_tokens
-from mechanisms.token_auction import LOG_PROBS, NEVER, TokenAuction, log_mixture, shares
+from mechanisms.token_auction import (
+    BID_PROFILES,
+    LOG_PROBS,
+    NEVER,
+    TokenAuction,
+    log_mixture,
+    shares,
+)
 from tests.tiny_llm import ADS, Copy, HashEncoder
 
 QUERIES = ("How do I sleep better?", "Which tea is good?")
@@ -76,7 +87,7 @@ def by_hand(draft, rate, n=3):
 def test_every_symbol_is_recorded_under_every_advertiser(engine, ads):
     asked = requests(ads)
     written, log_ref, log_gen, extras = write_tokens(asked, engine, DESIGN, 0, None)
-    log_probs, profiles = extras[LOG_PROBS], extras["bid_profile"]
+    log_probs, profiles = extras[LOG_PROBS], extras[BID_PROFILES]
     assert log_probs.shape[:3] == profiles.shape == (2, 16, 3)
     mixed, guide = written_again(engine, asked, DESIGN, profiles)
     scores = [
@@ -163,7 +174,7 @@ def test_live_replies_weigh_the_same(engine):
     bids = (2.0, 0.0, 1.0)
     written, log_ref, log_gen, extras = write_tokens(requests(bids=bids), engine, DESIGN, 0, None)
     log_probs = extras[LOG_PROBS]
-    assert (extras["bid_profile"] == bids).all()
+    assert (extras[BID_PROFILES] == bids).all()
     np.testing.assert_allclose(log_gen, log_mixture(log_probs, shares(np.array([bids] * 2))))
     pool = ReplyPool.from_arrays(np.zeros((2, 16, 3)), log_ref, log_gen, extras=extras)
     np.testing.assert_allclose(TokenAuction().allocate(pool, bids).probabilities, 1 / 16)
@@ -181,7 +192,7 @@ def test_the_first_token_of_recorded_replies_weighed_is_that_of_live_ones(engine
     log_probs = extras[LOG_PROBS][..., :1]
     shape = (1, 300, 3)
     first = np.logaddexp.reduce(
-        [log_mixture(log_probs, shares(extras["bid_profile"][:, m])) for m in range(300)], axis=0
+        [log_mixture(log_probs, shares(extras[BID_PROFILES][:, m])) for m in range(300)], axis=0
     ) - np.log(300)
     pool = ReplyPool.from_arrays(np.zeros(shape), log_gen=first, extras={LOG_PROBS: log_probs})
     for bids in ([1.0, 1.0, 1.0], [5.0, 1.0, 0.0]):
@@ -258,12 +269,21 @@ def test_a_pool_of_them(engine, tmp_path):
     outcome = TokenAuction().run(pool, bids, np.random.default_rng(0))
     assert outcome.charges.shape == (2, 3)
     assert TokenAuction().check_bids(pool, bids).min() > 2
+    # which others read as what it is, or not at all
+    assert pool.manifest["weights_to"] == "equal-bids"
+    assert set(pool.manifest["prompts"]) == {"reference", "advertiser"}
+    Mosaic(1.0).allocate(pool, bids)
+    with pytest.raises(BadInput, match="needs bid_profile, which these replies lack"):
+        Pretrained().allocate(pool, bids)
+    with pytest.raises(BadInput, match="has no inline_rate"):
+        replace(DESIGN, inline_rate=0.1)
 
 
-def test_refuses_an_engine_that_only_samples_and_scores(engine):
+def test_refuses_an_engine_that_only_samples_and_scores(engine, tmp_path):
     class Served:
         model = "served"
         encode, decode = engine.encode, engine.decode
 
-    with pytest.raises(BadInput, match="use the embedded engine"):
-        write_tokens(requests(), Served(), DESIGN, 0, None)
+    for served in (Served(), Journaled(Served(), tmp_path / "journal")):
+        with pytest.raises(BadInput, match="use the embedded engine"):
+            write_tokens(requests(), served, DESIGN, 0, None)

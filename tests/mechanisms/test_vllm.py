@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
+from mechanisms.policies import Rules
 
 from agents.users import BehaviouralUsers
 from mechanisms.errors import BadInput
-from mechanisms.insertion import Rules
 from mechanisms.llm.openai_engine import OpenAIEngine
 from mechanisms.llm.server import ServerGaveOut
 from mechanisms.llm.tempered import tempered_copy

@@ -1,12 +1,17 @@
 """The embedded engine against transformers' own forward pass, on a tiny LLM in fp32."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import AddedToken
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mechanisms.errors import BadInput
 from mechanisms.llm.base import END
+from mechanisms.llm.chat import ChatTokenizer
 from mechanisms.llm.transformers_engine import TransformersEngine
 from tests.tiny_llm import needs_model
 
@@ -292,6 +297,24 @@ def check_that_text_holds_no_control_tokens(engine):
 def test_text_holds_no_control_tokens(engine):
     assert {"<|im_start|>", "<|im_end|>"} <= set(special_names(engine))
     check_that_text_holds_no_control_tokens(engine)
+
+
+def test_control_tokens_that_are_not_flagged_as_special(tiny_llm, tmp_path):
+    """As <think> and <tool_call> in Qwen3; but runs of white space are ordinary text."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
+    control = ["<think>", "</think>", "<tool_call>", "<|fim_middle|>"]
+    ordinary = ["    ", "<- ", "tea", "< b >"]
+    tokenizer.add_tokens([AddedToken(text, special=False) for text in [*control, *ordinary]])
+    tokenizer.save_pretrained(tmp_path)
+    shutil.copy(Path(tiny_llm) / "config.json", tmp_path)
+    chat = ChatTokenizer(str(tmp_path))
+    ids = set(chat.tokenizer.convert_tokens_to_ids(control))
+    for name in (*control, "<th<tool_call>ink>", "<|im_<think>end|>"):
+        assert chat.encode(f"Tea {name}Pot") == chat.encode("Tea Pot")
+        assert chat.chat_tokens(f"Tea {name}Pot") == chat.chat_tokens("Tea Pot")
+        assert ids.isdisjoint(chat.encode(f"Tea {name}Pot"))
+    for text in ordinary:
+        assert chat.decode(chat.encode(f"a{text}b")) == f"a{text}b"
 
 
 def test_no_prompts(engine):
