@@ -33,7 +33,7 @@ from mechanisms.recording import Request, describe, load_pool, record, save_pool
 from mechanisms.recording.conditions import ADVERTISER_PROMPT, CONTEXT_PROMPT, REFERENCE_PROMPT
 from mechanisms.recording.record import with_manifest
 
-RECIPE = 8
+RECIPE = 9
 """Raise when the same key would be recorded differently, so that old pools are not reused."""
 QUERIES, USERS, SYNTHETIC = 1, 2, 3
 

@@ -127,7 +127,7 @@ def test_live_market_end_to_end(tmp_path, no_old_pools):
         "requests_per_round": 2,
         "replications": 1,
         "requests": {"queries": 2, "ads": 3},
-        "replies": {"source": "live", "per_request": 6, "max_tokens": 40},
+        "replies": {"source": "live", "per_request": 4, "max_tokens": 32},
         "mechanism": {"name": "mosaic", "parameters": {"tau": 0.1}},
         "beside": ["token"],
     }
@@ -141,7 +141,7 @@ def test_live_market_end_to_end(tmp_path, no_old_pools):
     manifest = json.loads((tmp_path / "live/manifest.json").read_text())
     assert manifest["replies"] == "live"
     replies = pl.read_parquet(tmp_path / "live/live_replies.parquet")
-    assert replies.height == 2 * 2 * 2 * 6
+    assert replies.height == 2 * 2 * 2 * 4
     assert replies["chosen"].sum() == 2 * 2 * 2
     assert replies.select("mechanism", "round", "position", "reply").n_unique() == replies.height
     assert not set(replies["text"]) <= set(finished.pool.replies["text"])

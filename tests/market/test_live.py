@@ -15,8 +15,10 @@ from mechanisms.errors import BadInput
 from mechanisms.insertion import Rules
 from mechanisms.mosaic import Mosaic
 from mechanisms.pool import ReplyPool
+from mechanisms.pretrained import PROFILES
 from mechanisms.recording import Design, Request, record
 from mechanisms.registry import make_mechanism
+from mechanisms.token_auction import BID_PROFILES
 from tests.tiny_llm import ADS, HashEncoder
 
 RULES = Rules(max_tokens=40, loop=10**6)
@@ -118,7 +120,7 @@ def test_replies_written_to_bids_are_told_them(engine, pool, name):
     bids = np.array([[3.0, 1.0, 2.0], [0.0, 5.0, 0.0]])
     fresh = live.replies(np.array([[1, 2]]), bids)
     shares = bids / bids.sum(1, keepdims=True)
-    profile = fresh.extras["bid_profile"]
+    profile = fresh.extras[{"token": BID_PROFILES, "pretrained": PROFILES}[name]]
     # pretrained: as the LLM reads them, in whole hundredths of the highest bid
     found = profile / profile.sum(2, keepdims=True)
     np.testing.assert_allclose(found, np.repeat(shares[:, None], 4, axis=1), atol=0.02)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from mechanisms.policies import NOTHING, PHRASES, Rules
 
 from agents.users import BehaviouralUsers
 from mechanisms.errors import BadInput
@@ -14,6 +13,7 @@ from mechanisms.llm.journal import Journaled
 from mechanisms.llm.mixture import generate_mixture
 from mechanisms.mentions import parse
 from mechanisms.mosaic import Mosaic
+from mechanisms.policies import NOTHING, PHRASES, Rules
 from mechanisms.pool import ReplyPool
 from mechanisms.pretrained import Pretrained
 from mechanisms.recording import Design, Request, load_pool, record, save_pool
