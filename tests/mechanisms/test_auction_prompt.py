@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from mechanisms.policies import Rules
 
 from agents.users import BehaviouralUsers
 from mechanisms.errors import BadInput
@@ -13,6 +12,7 @@ from mechanisms.llm.base import END, Sample
 from mechanisms.llm_auction.prompt import auction_prompt, shown_bids
 from mechanisms.mentions import MENTION, parse, render
 from mechanisms.mosaic import Mosaic
+from mechanisms.policies import Rules
 from mechanisms.recording import Design, Request, describe, record
 from mechanisms.recording.auction import Ending, bid_profiles, write_auction
 from tests.tiny_llm import ADS, Copy, HashEncoder

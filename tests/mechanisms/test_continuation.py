@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from mechanisms.policies import InsertionPolicy, Rules
 
 from mechanisms.insertion import GuidedInsertion
 from mechanisms.llm.base import END, Sample
 from mechanisms.llm.continuation import Reply, Results
+from mechanisms.policies import InsertionPolicy, Rules
 from tests.mechanisms.llm_driver import Chunks, Script
 from tests.tiny_llm import ADS
 

@@ -12,12 +12,12 @@ from collections import Counter
 
 import pytest
 import torch
-from mechanisms.policies import Rules
 
 from agents.users import BehaviouralUsers
 from mechanisms.errors import BadInput
 from mechanisms.llm.journal import Journaled
 from mechanisms.llm.openai_engine import OpenAIEngine
+from mechanisms.policies import Rules
 from mechanisms.recording import Design, Request, record
 from tests.fake_server import (
     KINDS,

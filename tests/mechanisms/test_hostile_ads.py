@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from mechanisms.policies import Rules
 
 from agents.users import BehaviouralUsers
 from experiments.samples import sample_replies
@@ -15,6 +14,7 @@ from market.errors import BadInput
 from mechanisms.llm.base import END, Sample
 from mechanisms.llm_auction.prompt import auction_prompt
 from mechanisms.mentions import MENTION, forged, parse
+from mechanisms.policies import Rules
 from mechanisms.recording import Design, Request, load_pool, record, save_pool
 from tests.experiments import small_run
 from tests.experiments.test_report import Tags

@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from mechanisms.insertion import GuidedInsertion, masked_mean, phrase_mention, repeats
+from mechanisms.llm.base import END, Sample
+from mechanisms.mentions import ends_sentence
 from mechanisms.policies import (
     NOTHING,
     PHRASES,
@@ -22,10 +26,6 @@ from mechanisms.policies import (
     mixture_log_density,
     reference_policy,
 )
-
-from mechanisms.insertion import GuidedInsertion, masked_mean, phrase_mention, repeats
-from mechanisms.llm.base import END, Sample
-from mechanisms.mentions import ends_sentence
 from mechanisms.recording import Design
 from mechanisms.recording.conditions import conditions
 from tests.tiny_llm import ADS

@@ -11,7 +11,6 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from mechanisms.policies import Rules
 
 from agents.users import BehaviouralUsers
 from mechanisms.errors import BadInput
@@ -20,6 +19,7 @@ from mechanisms.llm.base import END, Mixed, Sample
 from mechanisms.llm.journal import HEADER, Journaled
 from mechanisms.llm.mixture import generate_mixture
 from mechanisms.llm.transformers_engine import TransformersEngine
+from mechanisms.policies import Rules
 from mechanisms.recording import Design, Request, record
 from tests.tiny_llm import ADS, Copy, HashEncoder
 

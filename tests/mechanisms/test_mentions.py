@@ -5,12 +5,12 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mechanisms.policies import PHRASES
 
 from market.catalog import Ad
 from market.errors import BadInput
 from mechanisms.insertion import phrase_mention
 from mechanisms.mentions import MENTION, disarm, ends_sentence, parse, render
+from mechanisms.policies import PHRASES
 from tests.tiny_llm import ADS, Copy
 
 BED, TEA, OAK = (render(ad) for ad in ADS)

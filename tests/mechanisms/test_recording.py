@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import polars as pl
 import pytest
-from mechanisms.policies import NOTHING, PHRASES, UNREACHED, Rules
 
 from agents.users import BehaviouralUsers
 from mechanisms.errors import BadInput
 from mechanisms.insertion import Draft, GuidedInsertion, Inserted, phrase_mention
 from mechanisms.llm.base import END, Sample
 from mechanisms.mentions import MENTION, parse, render
+from mechanisms.policies import NOTHING, PHRASES, UNREACHED, Rules
 from mechanisms.recording import Design, Request, describe, record
 from mechanisms.recording.conditions import (
     ADVERTISER_PROMPT,

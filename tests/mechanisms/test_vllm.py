@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
-from mechanisms.policies import Rules
 
 from agents.users import BehaviouralUsers
 from mechanisms.errors import BadInput
@@ -21,6 +20,7 @@ from mechanisms.llm.openai_engine import OpenAIEngine
 from mechanisms.llm.server import ServerGaveOut
 from mechanisms.llm.tempered import tempered_copy
 from mechanisms.llm.transformers_engine import TransformersEngine
+from mechanisms.policies import Rules
 from mechanisms.recording import Design, Request, record
 from tests.mechanisms.llm_driver import Script
 from tests.mechanisms.vllm_pool import INSERT, PROMPTS
