@@ -28,7 +28,7 @@ from mechanisms.recording import Request
 from mechanisms.recording.conditions import prompt
 
 WAYS = ("reference", "guided", "context", "mixture")
-TRUTH = 3
+TRUTH = 2
 """How many times as many candidates stand for the whole reply space."""
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 """M, beside a recording's own."""
