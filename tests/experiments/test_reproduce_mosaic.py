@@ -189,9 +189,10 @@ def test_truth_is_recorded_first_and_lends_its_norms(monkeypatch):
     monkeypatch.setattr(mosaic, "norms_of", lambda _: norms)
     found = mosaic._pools(Scenario.from_yaml("mosaic"), print)
     assert list(found) == [*mosaic.WAYS, "truth"]
-    assert calls[0] == ("mixture", 96, 5, None)
+    M = Scenario.from_yaml("mosaic").replies.per_request
+    assert calls[0] == ("mixture", mosaic.TRUTH * M, 5, None)
     assert [call[0] for call in calls[1:]] == list(mosaic.WAYS)
-    assert all(call[1] == 32 and call[3] is norms for call in calls[1:])
+    assert all(call[1] == M and call[3] is norms for call in calls[1:])
     assert len({call[2] for call in calls}) == 5
     assert len(set(map(id, engines))) == 1
     assert engines[0].engine is None  # nothing was opened
