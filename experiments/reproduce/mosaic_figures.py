@@ -28,6 +28,7 @@ LOOKS = {
     "log-ratio": ("#a6548a", "v", "guided, scored for\nevery advertiser"),
 }
 FORMS = {"clicks": ("clicks", "#0072b2", "o"), "log-ratio": ("log-ratios", "#a6548a", "v")}
+LEAST_SHARE = -2.0
 CAPTIONS = {
     "convergence": (
         "(a) Allocation over M candidates against the optimal reply distribution, for which a "
@@ -37,7 +38,7 @@ CAPTIONS = {
         "shown (dashed: when nobody bids); mean log-probability of the reply shown under the "
         "optimal distribution, less that of replies drawn from it (the paper's measure; above 0: "
         "replies more typical than the optimum's own). Top: rewards are clicks, and amounts shares "
-        "of the optimum's. Bottom: rewards are log-ratios, and amounts less the optimum's. Subsets "
+        "of the optimum's (below -2 not drawn). Bottom: log-ratios, less the optimum's. Subsets "
         "hold their share of each condition of the recording."
     ),
     "offset": (
@@ -99,6 +100,8 @@ def convergence(frame: pl.DataFrame, seed: int = 0) -> Figure:
             for ax, level in zip(row, levels, strict=True):
                 ax.axhline(level, color=FAINT, dashes=DASHES[1], linewidth=1)
             row[2].set_ylim(bottom=0)
+        # Candidates without weight go down to many times the optimum, and would hide the others.
+        axes[0][1].set_ylim(bottom=max(axes[0][1].get_ylim()[0], LEAST_SHARE))
         for ax in axes[1]:
             ax.set_xlabel("candidates M")
         _legend(figure, axes[0][0])

@@ -37,6 +37,7 @@ class SharedPrefixCache:
     prefix_values: list[Tensor] = field(default_factory=list)
     own_keys: list[Tensor] = field(default_factory=list)
     own_values: list[Tensor] = field(default_factory=list)
+    _mask: tuple[tuple, Tensor] | None = None
 
     def open(self, replies: int, capacity: int) -> None:
         """Make room for `replies` replies per prompt, of up to `capacity` tokens.
@@ -63,12 +64,29 @@ class SharedPrefixCache:
 
     def keep(self, prompts: Tensor, rows: Tensor) -> None:
         """Drop all prompts and replies but those listed, in their order."""
-        self.prefix_mask = self.prefix_mask[prompts]
+        self.prefix_mask, self._mask = self.prefix_mask[prompts], None
         for layer in range(self.layers):
             self.prefix_keys[layer] = self.prefix_keys[layer][prompts]
             self.prefix_values[layer] = self.prefix_values[layer][prompts]
             self.own_keys[layer] = self.own_keys[layer][rows]
             self.own_values[layer] = self.own_values[layer][rows]
+
+    def mask_of_whole(self, rows: int, T: int, S: int, groups: int, dtype: torch.dtype) -> Tensor:
+        """(rows, 1, groups * T, L + S) what is added to scores: -inf for padding and the future.
+
+        The same in every layer, so it is made once per pass.
+        """
+        key = (rows, T, S, groups, dtype)
+        if self._mask is None or self._mask[0] != key:
+            P, L = self.prefix_mask.shape
+            device = self.prefix_mask.device
+            seen = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+            own = seen.repeat(groups, 1).expand(rows, 1, groups * T, S)
+            prefix = self.prefix_mask.repeat_interleave(rows // P, dim=0)[:, None, None]
+            allowed = torch.cat([prefix.expand(rows, 1, groups * T, L), own], dim=3)
+            mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
+            self._mask = (key, mask.masked_fill_(~allowed, float("-inf")))
+        return self._mask[1]
 
     def get_seq_length(self, *_: object) -> int:
         """Not used: positions and masks are always given."""
@@ -103,6 +121,8 @@ def attend(
     P, kv_heads, L, d = prefix_key.shape
     rows, _, T, _ = query.shape
     R, S = rows // P, key.shape[2]
+    if T > 1:
+        return _attend_whole(shared, query, key, value, prefix_key, prefix_value, scaling), None
     # Rows of one prompt and heads of one group stand together, so that the prompt's keys are read
     # by one matrix product for all of them.
     q = (query * scaling).reshape(P, R, kv_heads, groups * T, d)
@@ -115,9 +135,6 @@ def attend(
     if shared.padded:
         hidden = ~shared.prefix_mask[:, None, None, None, None, :]
         scores[..., :L].masked_fill_(hidden, float("-inf"))
-    if T > 1:
-        future = torch.ones(T, S, dtype=torch.bool, device=query.device).triu(S - T + 1)
-        scores[..., L:].masked_fill_(future, float("-inf"))
 
     weights = torch.softmax(scores, dim=-1).to(value.dtype)
     on_prefix = weights[..., :L].transpose(1, 2).reshape(P * kv_heads, R * groups * T, L)
@@ -127,6 +144,36 @@ def attend(
     from_own = torch.matmul(on_own, value).view(P, R, kv_heads, groups, T, d)
     out = (from_prefix + from_own).reshape(rows, kv_heads * groups, T, d)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _attend_whole(
+    shared: SharedPrefixCache,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    scaling: float | None,
+) -> Tensor:
+    """T > 1 tokens of every reply at once (scoring), by a kernel that keeps no scores in memory.
+
+    Copying the prompt's keys to every reply costs little here: each is read by T queries.
+    """
+    P, kv_heads, _, d = prefix_key.shape
+    rows, heads, T, _ = query.shape
+    groups = heads // kv_heads
+    keys, values = (
+        torch.cat([prefix.repeat_interleave(rows // P, dim=0), own], dim=2)
+        for prefix, own in ((prefix_key, key), (prefix_value, value))
+    )
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query.reshape(rows, kv_heads, groups * T, d),
+        keys,
+        values,
+        attn_mask=shared.mask_of_whole(rows, T, key.shape[2], groups, query.dtype),
+        scale=scaling,
+    )
+    return out.reshape(rows, heads, T, d).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(NAME, attend)

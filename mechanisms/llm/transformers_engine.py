@@ -244,13 +244,16 @@ class TransformersEngine(ChatTokenizer):
         """(rows, T) log-probabilities of `ids` after `states` (rows, T, width), in fp64."""
         flat, wanted = states.flatten(0, 1), ids.flatten()
         out = torch.empty(len(flat), dtype=torch.float64, device=self.device)
-        # In place and in parts: a vocabulary of logits per position soon outgrows the caches.
+        # A vocabulary of logits per position soon outgrows the caches: the product is made in parts
+        # that use the cores well, and summed in parts that stay in a cache.
         for start in range(0, len(flat), 512):
-            part = slice(start, start + 512)
-            logits = self.network.lm_head(flat[part]).float().div_(temperature)
-            logits -= logits.amax(dim=1, keepdim=True)
-            chosen = logits.gather(1, wanted[part, None])[:, 0]
-            out[part] = (chosen - logits.exp_().sum(dim=1).log()).double()
+            logits = self.network.lm_head(flat[start : start + 512])
+            for at in range(0, len(logits), 32):
+                rows = slice(start + at, start + min(at + 32, len(logits)))
+                part = logits[at : at + 32].float().div_(temperature)
+                part -= part.amax(dim=1, keepdim=True)
+                chosen = part.gather(1, wanted[rows, None])[:, 0]
+                out[rows] = (chosen - part.exp_().sum(dim=1).log()).double()
         return out.view(ids.shape)
 
     def _decode(
