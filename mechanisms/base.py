@@ -6,12 +6,14 @@ Shapes, everywhere: requests B, candidate replies M, candidate ads n, advertiser
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mechanisms.errors import BadInput
 from mechanisms.pool import Floats, Ints, ReplyPool
 
 
@@ -109,11 +111,40 @@ class Mechanism(ABC):
             outcome.payments[rows, pick].reshape(B, n, G),
         )
 
+    def counterfactual_sums(
+        self, pool: ReplyPool, index: Ints, bids: Floats, grids: Floats
+    ) -> tuple[Floats, Floats]:
+        """`counterfactual` summed over the requests of each replication: what learners learn from.
+
+        Args:
+            pool: where requests and replies are.
+            index: (R, B) requests of the pool, by replication.
+            bids: (R, N) the bids played, by replication and advertiser.
+            grids: (N, G) bids to try for each advertiser.
+
+        Returns:
+            Expected clicks and payments, both (R, N, G); 0 for who is no candidate.
+
+        Raises:
+            BadInput: bids or grids of a wrong shape, negative, NaN or infinite.
+        """
+        pool, index = sum_over(pool, index, bids, grids)
+        (R, B), (N, G) = index.shape, grids.shape
+        batch = pool.take(index.ravel())
+        replication = np.repeat(np.arange(R), B)[:, None]
+        found = self.counterfactual(batch, bids[replication, batch.ads], grids[batch.ads])
+        bins = (replication * N + batch.ads)[:, :, None] * G + np.arange(G)
+        clicks, payments = (
+            np.bincount(bins.ravel(), weights=each.ravel(), minlength=R * N * G).reshape(R, N, G)
+            for each in found
+        )
+        return clicks, payments
+
     def _settle(
         self, pool: ReplyPool, bids: Floats, allocation: Allocation, rng: np.random.Generator
     ) -> Outcome:
         chosen = draw_reply(allocation.probabilities, rng)
-        shown = pool.ctr[np.arange(len(chosen)), chosen]
+        shown = pool.origin.ctr[pool.rows, chosen]
         clicks = rng.random(shown.shape) < shown
         charges = self.charge(pool, bids, allocation, chosen, clicks)
         return Outcome(
@@ -124,6 +155,39 @@ class Mechanism(ABC):
             clicks=clicks,
             charges=charges,
         )
+
+
+def blocks(requests: int, held: int, most: int) -> Iterator[Ints]:
+    """Indices 0..requests in blocks that bound memory.
+
+    Args:
+        requests: how many.
+        held: array elements that work on one of them holds.
+        most: array elements a block may hold; a block has at least one request.
+    """
+    step = max(1, most // max(1, held))
+    for start in range(0, requests, step):
+        yield np.arange(start, min(start + step, requests))
+
+
+def sum_over(pool: ReplyPool, index: Ints, bids: Floats, grids: Floats) -> tuple[ReplyPool, Ints]:
+    """The origin of `pool` and where the requests `index` (R, B) are in it, all input checked.
+
+    Raises:
+        BadInput: `bids` are not (R, N) or `grids` not (N, G), or either is no array of bids.
+    """
+    N, R = pool.num_advertisers, len(index)
+    if index.ndim != 2 or bids.shape != (R, N) or grids.ndim != 2 or len(grids) != N:
+        raise BadInput(
+            f"requests {index.shape}, bids {bids.shape} and grids {grids.shape} do not fit; "
+            f"give (R, B), (R, {N}) and ({N}, G)"
+        )
+    for name, given in (("bids", bids), ("grids", grids)):
+        if given.size and not (given.min() >= 0 and given.max() < np.inf):
+            raise BadInput(f"{name} hold a bid that is negative, NaN or infinite; bids are >= 0")
+    if index.size and not (index.min() >= 0 and index.max() < len(pool.ads)):
+        raise IndexError(f"requests are 0..{len(pool.ads) - 1}; got one beyond")
+    return pool.origin, index if pool.index is None else pool.index[index]
 
 
 def draw_reply(probabilities: Floats, rng: np.random.Generator) -> Ints:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mechanisms.base import Allocation, Mechanism, Outcome
+from mechanisms import gibbs
+from mechanisms.base import Allocation, Mechanism, Outcome, sum_over
 from mechanisms.checks import Parametric, bid_grid, claims_weights, positive
-from mechanisms.gibbs import check_weights, deviations, gibbs
-from mechanisms.pool import Floats, ReplyPool
+from mechanisms.kernels import kernel, sparse, unless_changed
+from mechanisms.kernels.exposures import Candidates
+from mechanisms.pool import Floats, Ints, ReplyPool
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class GibbsMechanism(Parametric, Mechanism):
     """
 
     tau: float
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        played = {"expected_payments", "allocate", "counterfactual", "run"}
+        unless_changed(cls, compiled_payments=played, compiled_charges=played | {"charge"})
 
     def __post_init__(self) -> None:
         positive("tau", self.tau)
@@ -50,10 +58,36 @@ class GibbsMechanism(Parametric, Mechanism):
             log_z_without: the same without advertiser i (axis G may have length 1).
         """
 
+    @property
+    def compiled_payments(self) -> int | None:
+        """Which payment rule of `kernels.gibbs_numba` `expected_payments` is; None: none of them.
+
+        For sums over requests (`counterfactual_sums`) alone; all else calls `expected_payments`.
+        """
+        return None
+
+    @property
+    def compiled_charges(self) -> int | None:
+        """Which of the charges named in `kernels.gibbs_numba` `charge` makes; None: none of them.
+
+        With `compiled_payments`, all that compiled rounds (`agents.compiled`) need to know.
+        """
+        return None
+
     def allocate(self, pool: ReplyPool, bids: ArrayLike) -> Allocation:
         """Expected outcome of `bids`, (N,) by advertiser or (B, n) by request."""
         by_request = pool.bids_by_request(bids)
-        return self._allocate(pool, by_request[:, None, :] * self.features(pool))
+        if kernel() != "numba":
+            return self._allocate(pool, by_request[:, None, :] * self.features(pool))
+        claims_weights(self.name, pool)
+        found = sparse.allocate(self.candidates(pool), pool.rows, by_request, self.tau)
+        return Allocation(
+            probabilities=found.probabilities,
+            itctr=found.itctr,
+            payments=self.expected_payments(
+                found.declared, found.log_z[:, None], found.log_z_without
+            ),
+        )
 
     def counterfactual(
         self, pool: ReplyPool, bids: ArrayLike, alternatives: Floats
@@ -62,30 +96,61 @@ class GibbsMechanism(Parametric, Mechanism):
         claims_weights(self.name, pool)
         by_request = pool.bids_by_request(bids)
         grid = bid_grid(pool, alternatives)
-        features = self.features(pool)
-        ctr = None if features is pool.ctr else pool.ctr
-        base = self.base_log_weights(pool)
-        tried = deviations(base, by_request, features, grid, self.tau, ctr)
+        if kernel() == "numba":
+            where = self.candidates(pool), pool.rows
+            tried = sparse.deviations(*where, by_request, grid, self.tau)
+        else:
+            features = self.features(pool)
+            ctr = None if features is pool.ctr else pool.ctr
+            base = self.base_log_weights(pool)
+            tried = _dense().deviations(base, by_request, features, grid, self.tau, ctr)
         payments = self.expected_payments(
             tried.declared, tried.log_z, tried.log_z_without[:, :, None]
         )
         return tried.itctr, payments
 
+    def counterfactual_sums(
+        self, pool: ReplyPool, index: Ints, bids: Floats, grids: Floats
+    ) -> tuple[Floats, Floats]:
+        """As `Mechanism.counterfactual_sums`, without arrays by request."""
+        rule = self.compiled_payments
+        if kernel() != "numba" or rule is None:
+            return super().counterfactual_sums(pool, index, bids, grids)
+        claims_weights(self.name, pool)
+        pool, index = sum_over(pool, index, bids, grids)
+        where = self.candidates(pool), pool.ads, index
+        return sparse.deviation_sums(*where, bids, grids, self.tau, rule)
+
     def run(self, pool: ReplyPool, bids: ArrayLike, rng: np.random.Generator) -> Outcome:
         """As `Mechanism.run`; warns once per pool if its weights leave too little choice."""
-        check_weights(pool)
+        gibbs.check_weights(pool)
         return super().run(pool, bids, rng)
+
+    def candidates(self, pool: ReplyPool) -> Candidates:
+        """What compiled kernels read of the pool's origin."""
+        return pool.derived(
+            self, lambda p: Candidates.of(p, self.features(p), self.base_log_weights(p))
+        )
 
     def _allocate(self, pool: ReplyPool, rewards: Floats) -> Allocation:
         """Expected outcome of `rewards` (B, M, n), advertiser i's declared value of reply j."""
         claims_weights(self.name, pool)
-        found = gibbs(self.base_log_weights(pool), rewards, self.tau)
+        found = _dense().gibbs(self.base_log_weights(pool), rewards, self.tau)
         declared = expectation(found.probabilities, rewards)
         return Allocation(
             probabilities=found.probabilities,
             itctr=expectation(found.probabilities, pool.ctr),
             payments=self.expected_payments(declared, found.log_z[:, None], found.log_z_without),
         )
+
+
+def _dense() -> ModuleType:
+    """The module whose `gibbs` and `deviations` serve dense rewards."""
+    if kernel() != "torch":
+        return gibbs
+    from mechanisms.kernels import gibbs_torch  # torch takes seconds to import
+
+    return gibbs_torch
 
 
 def expectation(probabilities: Floats, amounts: Floats) -> Floats:

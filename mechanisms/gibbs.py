@@ -9,7 +9,9 @@ importance weights `w_j = π_ref(y_j)/π_gen(y_j)`:
 
 and `tau·log Z(r)` is the regularised welfare achieved. Sums of exponentials stay in log space.
 
-Pure functions over float64 arrays. Shapes: requests B, replies M, ads n, grid bids G.
+Pure functions over float64 arrays: the specification of `mechanisms.kernels`, which mechanisms call
+by default and which computes the same from exposures alone. Shapes: requests B, replies M, ads n,
+grid bids G.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ __all__ = [
     "log_mean_exp",
     "log_sum_exp",
     "normalised",
+    "overflow",
     "warn_if_low",
 ]
 
@@ -118,7 +121,7 @@ def deviations(
     tau: float,
     ctr: Floats | None = None,
 ) -> Deviations:
-    """Outcomes of bids never made: the hot kernel, behind every learner with full feedback.
+    """Outcomes of bids never made, which every learner with full feedback learns from.
 
     With bid g, advertiser i's log-scores are the line `L_−i,j + (g/tau)·f_ji`, where
     `L_−i,j = log w_j + Σ_{k≠i} b_k·f_jk/tau` is computed once for all its bids.
@@ -225,7 +228,7 @@ def check_weights(pool: ReplyPool) -> None:
     Kept out of `allocate` and `counterfactual`, which are called all the time. `run` calls it; so
     should whoever trades on a pool by way of `take`, once, on the whole pool.
     """
-    if pool in _checked:
+    if pool in _checked or pool.origin in _checked:
         return
     _checked.add(pool)
     warn_if_low(
@@ -280,6 +283,11 @@ def _log_scores(log_weights: Floats, rewards: Floats, groups: Floats, tau: float
     return total.transpose(0, 2, 1) / tau + log_weights[:, None, :]
 
 
+def overflow(tau: float) -> BadInput:
+    """What to raise where rewards are too large for tau."""
+    return BadInput(f"rewards / tau overflow at tau = {tau:g}; use a larger tau or smaller bids")
+
+
 def _refuse_overflow(scores: Floats | float, tau: float) -> None:
     if not np.isfinite(scores).all():
-        raise BadInput(f"rewards / tau overflow at tau = {tau:g}; use a larger tau or smaller bids")
+        raise overflow(tau)

@@ -25,6 +25,7 @@ from mechanisms.candidates import GibbsMechanism, expectation
 from mechanisms.checks import one_of
 from mechanisms.errors import BadInput
 from mechanisms.gibbs import check_weights
+from mechanisms.kernels.gibbs_numba import EXPECTED, REALISED, ROCHET, ROCHET_WITHOUT_OFFSET
 from mechanisms.payments import rochet
 from mechanisms.pool import Floats, Ints, ReplyPool
 
@@ -67,6 +68,16 @@ class Mosaic(GibbsMechanism):
     def expected_payments(self, declared: Floats, log_z: Floats, log_z_without: Floats) -> Floats:
         """Rochet payments; see `mechanisms.payments.rochet`."""
         return rochet(declared, log_z, log_z_without, self.tau, offset=self.offset)
+
+    @property
+    def compiled_payments(self) -> int:
+        """The compiled name of these payments."""
+        return ROCHET if self.offset else ROCHET_WITHOUT_OFFSET
+
+    @property
+    def compiled_charges(self) -> int:
+        """The compiled name of the settlement."""
+        return EXPECTED if self.settlement == "expected" else REALISED
 
     def allocate_reports(self, pool: ReplyPool, rewards: ArrayLike) -> Allocation:
         """Expected outcome when advertisers report a reward for every reply.

@@ -8,10 +8,10 @@ read arrays only; the texts and how they came about ride along in tables (`mecha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -22,11 +22,18 @@ from mechanisms.errors import BadInput
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Derived = TypeVar("Derived")
+
+# Arrays with an axis of requests, which a taken pool gathers when it is asked for them.
+_GATHERED = ("ctr", "log_ref", "log_gen", "quality", "exposure", "malformed")
 
 
 @dataclass(frozen=True, eq=False)
 class ReplyPool:
     """Recorded candidate replies of B requests: M replies and n candidate ads each.
+
+    A pool that `take` made holds no arrays but `ads`: it knows its `origin` and the `index` of its
+    requests there, and gathers an array when it is first asked for it.
 
     Attributes:
         ctr: (B, M, n) probability that the user clicks ad i given reply j; 0 where not exposed.
@@ -191,8 +198,23 @@ class ReplyPool:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(requests B, replies M, ads n)."""
-        B, M, n = self.ctr.shape
-        return B, M, n
+        _, M, n = self.origin.ctr.shape
+        return len(self.ads), M, n
+
+    @property
+    def origin(self) -> ReplyPool:
+        """The pool whose requests these are: itself, unless `take` made it."""
+        return self.__dict__.get("_origin", self)
+
+    @property
+    def index(self) -> Ints | None:
+        """(B,) which requests of `origin` these are; None for all of them, in order."""
+        return self.__dict__.get("_index")
+
+    @property
+    def rows(self) -> Ints:
+        """(B,) where these requests are in `origin`."""
+        return np.arange(len(self.ads)) if self.index is None else self.index
 
     @property
     def weighted(self) -> bool:
@@ -203,11 +225,15 @@ class ReplyPool:
     @cached_property
     def log_weights(self) -> Floats:
         """(B, M) log importance weights `log π_ref − log π_gen`."""
+        if self.index is not None:
+            return self.origin.log_weights[self.index]
         return self.log_ref - self.log_gen
 
     @cached_property
     def effective_sample_size(self) -> Floats:
         """(B,) `(Σ w)² / Σ w²` of the importance weights, between 1 and M."""
+        if self.index is not None:
+            return self.origin.effective_sample_size[self.index]
         return effective_sample_size(np.exp(self.log_weights - self.log_weights.max(1)[:, None]))
 
     @cached_property
@@ -227,20 +253,47 @@ class ReplyPool:
         return digest.hexdigest()
 
     def take(self, indices: ArrayLike) -> ReplyPool:
-        """The pool of the requests at `indices` (repeats allowed), without the tables."""
+        """The pool of the requests at `indices` (B',), repeats allowed, without the tables.
+
+        Nothing but `ads` is copied before it is asked for, and what mechanisms compute of single
+        requests (`derived`) is shared with the origin: batches cost no more than their auctions.
+        """
         k = np.asarray(indices, dtype=np.int64)
-        return ReplyPool(
-            ctr=self.ctr[k],
-            log_ref=self.log_ref[k],
-            log_gen=self.log_gen[k],
-            quality=self.quality[k],
-            ads=self.ads[k],
-            exposure=self.exposure[k],
-            malformed=self.malformed[k],
+        ads = self.ads[k]  # which refuses an index that is out of range
+        if k.size and k.min() < 0:
+            k = np.where(k < 0, k + len(self.ads), k)
+        index = k if self.index is None else self.index[k]
+        taken = object.__new__(ReplyPool)
+        taken.__dict__.update(
+            _origin=self.origin,
+            _index=index,
+            ads=ads,
             num_advertisers=self.num_advertisers,
-            extras={name: array[k] for name, array in self.extras.items()},
+            extras=_GatheredExtras(self.origin.extras, index),
             manifest=self.manifest,
         )
+        return taken
+
+    def __getattr__(self, name: str) -> Any:
+        """Gather an array of a taken pool, at first use."""
+        if name not in _GATHERED or "_origin" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        array = getattr(self.origin, name)[self.index]
+        self.__dict__[name] = array
+        return array
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: held for name, held in self.__dict__.items() if name != "_derived"}
+
+    def derived(self, key: Hashable, compute: Callable[[ReplyPool], Derived]) -> Derived:
+        """What `compute` makes of the origin: computed once by `key`, and kept with the origin.
+
+        For what depends on each request alone; whoever asks picks the requests at `index`.
+        """
+        kept = self.origin.__dict__.setdefault("_derived", {})
+        if key not in kept:
+            kept[key] = compute(self.origin)
+        return kept[key]
 
     def extra(self, name: str, needed_by: str, mend: str) -> Floats:
         """The extra array `name`.
@@ -279,6 +332,28 @@ class ReplyPool:
         total = np.zeros((self.num_advertisers, *tail))
         np.add.at(total, flat, amounts.reshape(flat.size, *tail))
         return total
+
+
+class _GatheredExtras(Mapping[str, Floats]):
+    """The extra arrays of a taken pool, each gathered when it is first asked for."""
+
+    def __init__(self, source: Mapping[str, Floats], index: Ints) -> None:
+        self._source, self._index = source, index
+        self._gathered: dict[str, Floats] = {}
+
+    def __getitem__(self, name: str) -> Floats:
+        if name not in self._gathered:
+            self._gathered[name] = self._source[name][self._index]
+        return self._gathered[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._source
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source)
+
+    def __len__(self) -> int:
+        return len(self._source)
 
 
 def effective_sample_size(weights: Floats) -> Floats:

@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 
-from mechanisms.base import Allocation, Mechanism
+from mechanisms.base import Allocation, Mechanism, blocks
 from mechanisms.checks import Parametric, bid_grid, claims_weights, non_negative, one_of
 from mechanisms.payments import myerson_draws, price_per_click
 from mechanisms.pool import Floats, Ints, ReplyPool
@@ -120,12 +120,9 @@ class SegmentAuction(Parametric, Mechanism):
         return ClickCurves.of(shown, relevance, self._weights(relevance, bids))
 
     def _blocks(self, pool: ReplyPool, grid_bids: int = 1) -> Iterator[Ints]:
-        """Indices of requests, in blocks that bound the memory in use."""
         B, M, n = pool.shape
         held = M * max(M, n) + max(1, n) * ((n + 1) ** self.segments + grid_bids)
-        step = max(1, _BLOCK // held)
-        for start in range(0, B, step):
-            yield np.arange(start, min(start + step, B))
+        return blocks(B, held, _BLOCK)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,13 +28,15 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mechanisms.base import Allocation, Mechanism
+from mechanisms.base import Allocation, Mechanism, blocks, sum_over
 from mechanisms.checks import Parametric, bid_grid, claims_weights, non_negative, whole
 from mechanisms.gibbs import normalised
-from mechanisms.payments import clarke_pivot, first_price, gsp, price_per_click, vcg
+from mechanisms.kernels import kernel, slots_numba, sparse_slots, unless_changed
+from mechanisms.kernels.sparse_slots import FeasibleSets
+from mechanisms.payments import first_price, gsp, price_per_click, vcg
 from mechanisms.pool import Bools, Floats, Ints, ReplyPool
 
-# Array elements a block of counterfactual auctions may hold: 32 MB of float64.
+# Array elements a block of the reference's counterfactual auctions may hold: 32 MB of float64.
 _BLOCK = 4_000_000
 
 
@@ -44,30 +46,61 @@ class RenderableSets:
 
     Attributes:
         shows: (B, M, n) the ad is in reply j's set.
-        within: (B, M, M) probability of reply k, drawn by importance weight from reply j's set.
+        leader: (B, M) the first reply that shows reply j's set.
+        share: (B, M) probability of reply j, drawn by importance weight from its own set.
         ctr: (B, M, n) mean click probability over reply j's set.
-        first: (B, M) no earlier reply shows the same set.
     """
 
     shows: Bools
-    within: Floats
+    leader: Ints
+    share: Floats
     ctr: Floats
-    first: Bools
 
     @classmethod
     def of(cls, pool: ReplyPool) -> RenderableSets:
-        """Group the replies of every request of a pool by the ads they show."""
-        M = pool.shape[1]
+        """The replies of every request, grouped by the ads they show; once for an origin pool."""
+        sets = pool.derived("renderable sets", cls._grouped)
+        if pool.index is None:
+            return sets
+        k = pool.index
+        return cls(sets.shows[k], sets.leader[k], sets.share[k], sets.ctr[k])
+
+    @classmethod
+    def _grouped(cls, pool: ReplyPool) -> RenderableSets:
+        B, M, _ = pool.shape
         pattern = np.packbits(pool.exposure, axis=2)
-        same = (pattern[:, :, None, :] == pattern[:, None, :, :]).all(axis=3)
-        within = normalised(np.where(same, pool.log_weights[:, None, :], -np.inf), axis=2)
-        earlier = np.tri(M, k=-1, dtype=bool)
-        return cls(
-            shows=pool.exposure,
-            within=within,
-            ctr=within @ pool.ctr,
-            first=~(same & earlier).any(axis=2),
-        )
+        leader, share = np.empty((B, M), dtype=np.int64), np.empty((B, M))
+        ctr = np.empty_like(pool.ctr)
+        for rows in blocks(B, M * M * max(1, pattern.shape[2]), _BLOCK):
+            shown = pattern[rows]
+            same = (shown[:, :, None, :] == shown[:, None, :, :]).all(axis=3)
+            within = normalised(np.where(same, pool.log_weights[rows, None, :], -np.inf), axis=2)
+            leader[rows] = same.argmax(axis=2)
+            share[rows] = np.diagonal(within, axis1=1, axis2=2)
+            ctr[rows] = within @ pool.ctr[rows]
+        return cls(shows=pool.exposure, leader=leader, share=share, ctr=ctr)
+
+    @property
+    def first(self) -> Bools:
+        """(B, M) no earlier reply shows the same set."""
+        return self.leader == np.arange(self.leader.shape[1])
+
+    @property
+    def within(self) -> Floats:
+        """(B, M, M) probability of reply k, drawn by importance weight from reply j's set."""
+        same = self.leader[:, :, None] == self.leader[:, None, :]
+        return np.where(same, self.share[:, None, :], 0.0)
+
+    def drawn_from(self, rows: Ints, reply: Ints) -> Floats:
+        """(k, M) probability of each reply of requests `rows`, given what set was won.
+
+        Args:
+            rows: (k,) requests.
+            reply: (k,) a reply that shows the set.
+        """
+        leader = self.leader[rows]
+        same = leader == leader[np.arange(len(rows)), reply][:, None]
+        return np.where(same, self.share[rows], 0.0)
 
     def feasible(self, slots: int) -> Bools:
         """(B, M) reply j's set shows at most `slots` ads or as few as any; True once per set."""
@@ -85,8 +118,15 @@ class SlotAuction(Parametric, Mechanism):
         reserve: least price per click.
     """
 
+    compiled_rule: ClassVar[int | None] = None
+    """Which rule of `kernels.slots_numba` it follows; None: none, and `auction` is called."""
+
     slots: int = 1
     reserve: float = 0.0
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        unless_changed(cls, compiled_rule={"auction", "allocate", "counterfactual"})
 
     def __post_init__(self) -> None:
         whole("slots", self.slots, least=1)
@@ -109,14 +149,16 @@ class SlotAuction(Parametric, Mechanism):
         """Expected outcome of `bids`, (N,) by advertiser or (B, n) by request."""
         claims_weights(self.name, pool)
         by_request = pool.bids_by_request(bids)
-        sets = RenderableSets.of(pool)
-        winner, payments = self.auction(pool, sets, by_request[:, None, :])
-        rows = np.arange(len(winner))
-        return Allocation(
-            probabilities=sets.within[rows, winner[:, 0]],
-            itctr=sets.ctr[rows, winner[:, 0]],
-            payments=payments[:, 0],
-        )
+        if self._compiled:
+            winner, itctr, payments = self._deviate(pool, by_request, by_request[:, :, None])
+            itctr, payments = itctr[:, :, 0], payments[:, :, 0]
+        else:
+            sets = RenderableSets.of(pool)
+            found = self.auction(pool, sets, by_request[:, None, :])
+            winner, payments = found[0][:, 0], found[1][:, 0]
+            itctr = sets.ctr[np.arange(len(winner)), winner]
+        probabilities = RenderableSets.of(pool.origin).drawn_from(pool.rows, winner)
+        return Allocation(probabilities, itctr, payments)
 
     def charge(
         self,
@@ -132,33 +174,62 @@ class SlotAuction(Parametric, Mechanism):
     def counterfactual(
         self, pool: ReplyPool, bids: ArrayLike, alternatives: Floats
     ) -> tuple[Floats, Floats]:
-        """As `Mechanism.counterfactual`, grouping each request's replies once for all bids."""
+        """As `Mechanism.counterfactual`, with the best set of the others found once for all bids.
+
+        The reference holds an auction for each bid, on replies grouped once.
+        """
         claims_weights(self.name, pool)
         by_request = pool.bids_by_request(bids)
         grid = bid_grid(pool, alternatives)
+        if self._compiled:
+            return self._deviate(pool, by_request, grid)[1:]
         B, M, n = pool.shape
+        G = grid.shape[2]
         itctr, payments = np.empty_like(grid), np.empty_like(grid)
-        block = max(1, _BLOCK // max(1, M * max(M, n * n * grid.shape[2])))
-        for start in range(0, B, block):
-            rows = np.arange(start, min(start + block, B))
-            part = pool.take(rows)
+        own = np.arange(n)
+        for rows in blocks(B, M * max(M, n * n * G), _BLOCK):
+            part, mine = pool.take(rows), by_request[rows]
+            tried = np.repeat(mine[:, None, None, :], n, axis=1).repeat(G, axis=2)
+            tried[:, own, :, own] = grid[rows].transpose(1, 0, 2)
             sets = RenderableSets.of(part)
-            itctr[rows], payments[rows] = self._deviations(part, sets, by_request[rows], grid[rows])
+            winner, paid = self.auction(part, sets, tried.reshape(len(rows), n * G, n))
+            # indexing the deviator's own entry puts the axis n in front
+            rates = _rates(sets, winner).reshape(len(rows), n, G, n)[:, own, :, own]
+            itctr[rows] = rates.transpose(1, 0, 2)
+            paid = paid.reshape(len(rows), n, G, n)[:, own, :, own]
+            payments[rows] = paid.transpose(1, 0, 2)
         return itctr, payments
 
-    def _deviations(
-        self, pool: ReplyPool, sets: RenderableSets, bids: Floats, grid: Floats
+    def counterfactual_sums(
+        self, pool: ReplyPool, index: Ints, bids: Floats, grids: Floats
     ) -> tuple[Floats, Floats]:
-        """(B, n, G) `itctr` and `payments` of the deviating advertiser: an auction for each bid."""
-        B, n, G = grid.shape
-        own = np.arange(n)
-        tried = np.repeat(bids[:, None, None, :], n, axis=1).repeat(G, axis=2)
-        tried[:, own, :, own] = grid.transpose(1, 0, 2)
-        winner, payments = self.auction(pool, sets, tried.reshape(B, n * G, n))
-        # indexing the deviator's own entry puts the axis n in front
-        return (
-            _rates(sets, winner).reshape(B, n, G, n)[:, own, :, own].transpose(1, 0, 2),
-            payments.reshape(B, n, G, n)[:, own, :, own].transpose(1, 0, 2),
+        """As `Mechanism.counterfactual_sums`, without arrays by request."""
+        if not self._compiled:
+            return super().counterfactual_sums(pool, index, bids, grids)
+        claims_weights(self.name, pool)
+        pool, index = sum_over(pool, index, bids, grids)
+        return sparse_slots.deviation_sums(
+            self._feasible(pool), pool.ads, index, bids, grids, self.compiled_rule, self.reserve
+        )
+
+    @property
+    def _compiled(self) -> bool:
+        return self.compiled_rule is not None and kernel() == "numba"
+
+    def _feasible(self, pool: ReplyPool) -> FeasibleSets:
+        """What compiled kernels read of the pool's origin: it depends on `slots` alone."""
+
+        def listed(origin: ReplyPool) -> FeasibleSets:
+            sets = RenderableSets.of(origin)
+            feasible = sets.feasible(self.slots)
+            return FeasibleSets.of(feasible, sets.shows, sets.ctr, stand_alone_ctr(origin))
+
+        return pool.derived(("feasible sets", self.slots), listed)
+
+    def _deviate(self, pool: ReplyPool, bids: Floats, grid: Floats) -> tuple[Ints, Floats, Floats]:
+        """Winners (B,) under `bids` (B, n), and `itctr` and `payments` of `grid` (B, n, G)."""
+        return sparse_slots.deviations(
+            self._feasible(pool), pool.rows, bids, grid, self.compiled_rule, self.reserve
         )
 
     def _qualified(self, bids: Floats) -> Floats:
@@ -181,6 +252,7 @@ class FirstPrice(SlotAuction):
     """A clicked ad pays its bid."""
 
     name: ClassVar[str] = "first-price"
+    compiled_rule: ClassVar[int | None] = slots_numba.FIRST_PRICE
 
     def auction(self, pool: ReplyPool, sets: RenderableSets, bids: Floats) -> tuple[Ints, Floats]:
         """As `SlotAuction.auction`: `p_i = b_i·ctr_i(S*)`."""
@@ -208,6 +280,7 @@ class GSP(SlotAuction):
     """
 
     name: ClassVar[str] = "gsp"
+    compiled_rule: ClassVar[int | None] = slots_numba.GSP
 
     def auction(self, pool: ReplyPool, sets: RenderableSets, bids: Floats) -> tuple[Ints, Floats]:
         """As `SlotAuction.auction`: `p_i = ctr_i(S*)·s_next/q_i`, between reserve and bid."""
@@ -229,6 +302,7 @@ class VCG(SlotAuction):
     """
 
     name: ClassVar[str] = "vcg"
+    compiled_rule: ClassVar[int | None] = slots_numba.VCG
 
     def auction(self, pool: ReplyPool, sets: RenderableSets, bids: Floats) -> tuple[Ints, Floats]:
         """As `SlotAuction.auction`, with VCG payments."""
@@ -240,31 +314,17 @@ class VCG(SlotAuction):
         # nobody pays more than declared; only rounding goes above
         return winner, np.minimum(vcg(welfare, own, winner), declared)
 
-    def _deviations(
-        self, pool: ReplyPool, sets: RenderableSets, bids: Floats, grid: Floats
-    ) -> tuple[Floats, Floats]:
-        """As `SlotAuction._deviations`, from welfare that is a line in the bid tried.
-
-        `W(S) = A(S) + g·ctr_i(S)`, and A, all but i's own value, holds nothing of the bid g.
-        """
-        rates = sets.ctr.transpose(0, 2, 1)
-        worth = (bids - self.reserve)[:, :, None] * rates
-        own = bids[:, :, None] * rates
-        others = worth.sum(axis=1, keepdims=True) - own
-        others = np.where(sets.feasible(self.slots)[:, None, :], others, -np.inf)
-        welfare = others[:, :, None, :] + grid[:, :, :, None] * rates[:, :, None, :]
-        winner = welfare.argmax(axis=3)
-        itctr = np.take_along_axis(rates, winner, axis=2)
-        at_choice = np.take_along_axis(others, winner, axis=2)
-        pivot = clarke_pivot(others.max(axis=2, keepdims=True), at_choice)
-        return itctr, np.minimum(pivot, grid * itctr)
-
 
 def stand_alone_ctr(pool: ReplyPool) -> Floats:
     """(B, n) click rate of each ad shown alone, by importance weight.
 
     Where no reply shows the ad alone: over all that show it; where none does: 0.
     """
+    rates = pool.derived("stand-alone click rates", _stand_alone_ctr)
+    return rates if pool.index is None else rates[pool.index]
+
+
+def _stand_alone_ctr(pool: ReplyPool) -> Floats:
     alone = pool.exposure & (pool.exposure.sum(axis=2, keepdims=True) == 1)
     counted = np.where(alone.any(axis=1, keepdims=True), alone, pool.exposure)
     masked = np.where(counted, pool.log_weights[:, :, None], -np.inf)

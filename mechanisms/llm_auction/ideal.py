@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mechanisms.base import Allocation
 from mechanisms.candidates import GibbsMechanism
 from mechanisms.checks import non_negative, whole
+from mechanisms.kernels.gibbs_numba import DECLARED, PER_CLICK
 from mechanisms.payments import first_price
 from mechanisms.pool import Floats, Ints, ReplyPool
 
@@ -57,6 +58,16 @@ class IdealLLMAuction(GibbsMechanism):
     def expected_payments(self, declared: Floats, log_z: Floats, log_z_without: Floats) -> Floats:
         """First price: the declared expected value `b_i·ITCTR_i` itself."""
         return declared
+
+    @property
+    def compiled_payments(self) -> int:
+        """The compiled name of these payments."""
+        return DECLARED
+
+    @property
+    def compiled_charges(self) -> int:
+        """The compiled name of these charges."""
+        return PER_CLICK
 
     def charge(
         self,

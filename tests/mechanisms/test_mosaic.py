@@ -27,6 +27,11 @@ offsets = st.booleans()
 fields = ("probabilities", "itctr", "payments")
 
 
+def rounding(tau):
+    """Bids are computed compiled, reports by NumPy: scores of size s differ by about s·1e-16."""
+    return 1e-10 + 1e-14 * 50 / tau
+
+
 def test_worked_example():
     # Two replies, one ad in the second, ctr 1, bid 1, tau 1: pi_2 = e/(1+e), log Z = log((1+e)/2)
     pool = ReplyPool.from_arrays([[[0.0], [1.0]]])
@@ -176,7 +181,9 @@ def test_reports_of_bids_times_ctr_are_bids(market, tau, settlement):
     by_bids = mechanism.run(pool, bids, np.random.default_rng(5))
     reports = bids[:, None, :] * pool.ctr
     by_reports = mechanism.run_reports(pool, reports, np.random.default_rng(5))
-    for field in (*fields, "chosen", "clicks", "charges"):
+    for field in (*fields, "charges"):
+        close(getattr(by_reports, field), getattr(by_bids, field), 50, rounding(tau))
+    for field in ("chosen", "clicks"):
         np.testing.assert_array_equal(getattr(by_reports, field), getattr(by_bids, field))
 
 
@@ -191,7 +198,7 @@ def test_bids_on_log_ratios_are_reports_of_them(market, tau, offset):
     by_bids, by_reports = mechanism.allocate(pool, values), Mosaic(tau, offset)
     for field in fields:
         expected = getattr(by_reports.allocate_reports(pool, reports), field)
-        np.testing.assert_array_equal(getattr(by_bids, field), expected)
+        close(getattr(by_bids, field), expected, 400, rounding(tau))
 
     def utility(bids):
         found = mechanism.allocate(pool, bids)
