@@ -7,7 +7,6 @@ the market writes the bids of a round into one (R, N) array of which each advert
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 import mesa
@@ -15,44 +14,60 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from agents.learners.base import Learner
-from agents.platform import Tally
+from agents.tally import Tally
 from mechanisms.pool import Floats
 
 
-@dataclass(frozen=True, eq=False)
 class Account:
     """What happened so far, realised: (R, N) for a whole market, (R,) views for one advertiser.
 
-    Attributes:
-        requests: requests in which the advertiser was a candidate.
-        exposures: replies that showed its ad.
-        clicks: clicks on it.
-        value: value of these clicks.
-        payments: what it was charged.
+    Args:
+        totals: (5, ...) exposures, requests, clicks, payments and value; each has a property.
     """
 
-    requests: Floats
-    exposures: Floats
-    clicks: Floats
-    value: Floats
-    payments: Floats
+    __slots__ = ("totals",)
+
+    def __init__(self, totals: Floats) -> None:
+        self.totals = totals
 
     @classmethod
     def open(cls, *shape: int) -> Account:
         """An empty account with arrays of `shape`."""
-        return cls(**{f.name: np.zeros(shape) for f in fields(cls)})
+        return cls(np.zeros((5, *shape)))
 
     def of(self, index: int) -> Account:
         """The account of one advertiser, as views that follow this one."""
-        return Account(**{f.name: getattr(self, f.name)[..., index] for f in fields(self)})
+        return Account(self.totals[..., index])
 
     def settle(self, tally: Tally, values: Floats) -> None:
         """Book a round, in place; `values` (N,) per click."""
-        self.requests[...] += tally.requests
-        self.exposures[...] += tally.shown
-        self.clicks[...] += tally.clicks
-        self.value[...] += values * tally.clicks
-        self.payments[...] += tally.charges
+        self.totals[:4] += tally.amounts[:4]
+        self.totals[4] += values * tally.clicks
+
+    @property
+    def exposures(self) -> Floats:
+        """Replies that showed its ad."""
+        return self.totals[0]
+
+    @property
+    def requests(self) -> Floats:
+        """Requests in which the advertiser was a candidate."""
+        return self.totals[1]
+
+    @property
+    def clicks(self) -> Floats:
+        """Clicks on it."""
+        return self.totals[2]
+
+    @property
+    def payments(self) -> Floats:
+        """What it was charged."""
+        return self.totals[3]
+
+    @property
+    def value(self) -> Floats:
+        """Value of its clicks."""
+        return self.totals[4]
 
     @property
     def roi(self) -> Floats:

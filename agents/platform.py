@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import mesa
 import numpy as np
 
+from agents import tally as specification
+from agents.compiled import CompiledRound, add_up
+from agents.streams import Dice
+from agents.tally import Tally, Unbalanced
 from mechanisms.base import Mechanism, Outcome
+from mechanisms.kernels import kernel
 from mechanisms.pool import Floats, Ints, ReplyPool
-
-
-@dataclass(frozen=True, eq=False)
-class Tally:
-    """A round's outcome summed over requests, by replication and advertiser, each (R, N).
-
-    Attributes:
-        requests: requests in which the advertiser was a candidate.
-        exposure: expected replies that show its ad.
-        shown: replies that did show it.
-        itctr: expected clicks.
-        payments: expected payments.
-        clicks: clicks.
-        charges: charges.
-    """
-
-    requests: Floats
-    exposure: Floats
-    shown: Floats
-    itctr: Floats
-    payments: Floats
-    clicks: Floats
-    charges: Floats
 
 
 class LiveSource(Protocol):
@@ -64,10 +45,27 @@ class Platform(mesa.Agent):
         self.mechanism = mechanism
         self.pool = pool
         self.live = live
+        self._compiled = CompiledRound.of(mechanism, pool) if live is None else None
         self._batch: tuple[Ints, ReplyPool] | None = None
 
-    def serve(self, requests: Ints, bids: Floats, rng: np.random.Generator) -> Outcome:
-        """Auction `requests` (R, B) under `bids` (R, N); the outcome has R*B requests."""
+    def serve(self, requests: Ints, bids: Floats, dice: Dice, round: int) -> Tally:
+        """Auction `requests` (R, B) under `bids` (R, N) with the dice of a round, and add up.
+
+        Raises:
+            Unbalanced: naming the round, if the books do not balance; see `agents.tally.check`.
+        """
+        try:
+            if self._compiled is not None:
+                served = self._compiled.serve(requests, bids, dice.uniforms(round))
+                if served is not None:
+                    return served
+                # else the mechanism itself says what is wrong with bids or requests
+            return self.tally(requests, self.auction(requests, bids, dice.generator(round)))
+        except Unbalanced as error:
+            raise Unbalanced(f"round {round}: {error}") from None
+
+    def auction(self, requests: Ints, bids: Floats, rng: np.random.Generator) -> Outcome:
+        """The outcome of `requests` (R, B) under `bids` (R, N); it has R*B requests."""
         by_request = self._by_request(requests, bids)
         if self.live is None:
             return self.mechanism.run(self.batch(requests), by_request, rng)
@@ -75,6 +73,21 @@ class Platform(mesa.Agent):
         outcome = self.mechanism.run(self.batch(requests), by_request, rng)
         self.live.show(outcome.chosen)
         return outcome
+
+    def tally(self, requests: Ints, outcome: Outcome) -> Tally:
+        """Sum an outcome of `auction` over the requests of each replication, and check it.
+
+        Raises:
+            Unbalanced: as `agents.tally.check`.
+        """
+        # replies that no reference wrote have none to diverge from
+        referenced = self.mechanism.generation != "auction"
+        if self.live is None and kernel() == "numba":
+            return add_up(self.pool, requests, outcome, referenced)
+        batch = self.batch(requests)
+        found = specification.add_up(batch, outcome, len(requests), referenced)
+        specification.check(batch, outcome, found)
+        return found
 
     def counterfactual(self, requests: Ints, bids: Floats, grids: Floats) -> tuple[Floats, Floats]:
         """Expected clicks and payments, both (R, N, G), had one advertiser bid along its grid.
@@ -84,30 +97,16 @@ class Platform(mesa.Agent):
             bids: (R, N) the bids played; those of the others stay.
             grids: (N, G) bids to try.
         """
-        batch = self.batch(requests)
-        if self.live is not None and not self.mechanism.tells_of_other_bids:
-            # What the LLM would have written is known from the recording only.
-            batch = self.pool.take(requests.ravel())
-        clicks, payments = self.mechanism.counterfactual(
-            batch, self._by_request(requests, bids), grids[batch.ads]
-        )
-        return self._sum(requests, clicks), self._sum(requests, payments)
-
-    def tally(self, requests: Ints, outcome: Outcome) -> Tally:
-        """Sum an outcome of `serve` over the requests of each replication."""
-        batch = self.batch(requests)
-        shown = batch.exposure[np.arange(len(outcome.chosen)), outcome.chosen]
-        exposure = outcome.probabilities[:, None, :] @ batch.exposure.astype(np.float64)
-        amounts = {
-            "requests": np.ones(batch.ads.shape),
-            "exposure": exposure[:, 0],
-            "shown": shown,
-            "itctr": outcome.itctr,
-            "payments": outcome.payments,
-            "clicks": outcome.clicks,
-            "charges": outcome.charges,
-        }
-        return Tally(**{name: self._sum(requests, amount) for name, amount in amounts.items()})
+        if self._compiled is not None:
+            found = self._compiled.counterfactual(requests, bids, grids)
+            if found is not None:
+                return found
+        pool = self.pool
+        if self.live is not None and self.mechanism.tells_of_other_bids:
+            # else what the LLM would have written is known from the recording only
+            pool = self.batch(requests)
+            requests = np.arange(requests.size).reshape(requests.shape)
+        return self.mechanism.counterfactual_sums(pool, requests, bids, grids)
 
     def batch(self, requests: Ints) -> ReplyPool:
         """The replies to the flattened `requests`; kept for the round, which asks for it thrice."""
@@ -120,16 +119,3 @@ class Platform(mesa.Agent):
     def _by_request(self, requests: Ints, bids: Floats) -> Floats:
         replication = np.repeat(np.arange(len(bids)), requests.shape[1])
         return bids[replication[:, None], self.pool.ads[requests.ravel()]]
-
-    def _sum(self, requests: Ints, amounts: Floats) -> Floats:
-        """(R, N, ...) sums of `amounts` (R*B, n, ...) by replication and advertiser."""
-        R, B = requests.shape
-        N = self.pool.num_advertisers
-        tail = amounts.shape[2:]
-        bins = self.pool.ads[requests.ravel()] + N * np.repeat(np.arange(R), B)[:, None]
-        if tail:
-            width = int(np.prod(tail))
-            bins = bins[..., None] * width + np.arange(width)
-            N *= width
-        sums = np.bincount(bins.ravel(), weights=amounts.ravel(), minlength=R * N)
-        return sums.reshape(R, -1, *tail)

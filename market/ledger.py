@@ -1,4 +1,4 @@
-"""The ledger: every round's records in arrays, checked as they come in, then as frames.
+"""The ledger: every round's records, in arrays and on disk, then as frames.
 
 Two frames come out of it. `rounds` has a row per replication and round, all amounts means over the
 round's requests; `advertisers` a row per replication, round and advertiser, all amounts sums over
@@ -8,122 +8,91 @@ have different columns; the docstrings of `rounds_frame` and `advertisers_frame`
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from typing import IO
 
 import numpy as np
 import polars as pl
 
 from agents import Advertiser
-from agents.platform import Tally
+from agents.tally import AMOUNTS, MEANS, Tally
 from market.result import Result
-from mechanisms.base import Mechanism, Outcome
-from mechanisms.gibbs import kl_from_reference
-from mechanisms.pool import Floats, ReplyPool
+from mechanisms.pool import Floats
 
-__all__ = ["Ledger", "Result", "check_round", "measure"]
+__all__ = ["PER_ROUND", "Ledger", "Result"]
 
-CHUNK = 512  # rounds allocated at a time
-TOLERANCE = 1e-9
+CHUNK_BYTES = 2**22
 
 PER_ROUND = (
     "revenue", "expected_revenue", "welfare", "regularised_welfare", "user_satisfaction",
     "ads_per_reply", "kl", "ess", "clicks",
 )  # fmt: skip
-PER_ADVERTISER = (
-    "bid", "requests", "exposure", "itctr", "clicks", "payments", "charges",
-)  # fmt: skip
-
-
-def measure(
-    mechanism: Mechanism, batch: ReplyPool, outcome: Outcome, tally: Tally, values: Floats
-) -> dict[str, Floats]:
-    """What is measured of a round, each (R,), means over its requests.
-
-    Args:
-        mechanism: its `tau`, if any, weighs KL in regularised welfare; NaN without.
-        batch: the R*B requests served, replication first.
-        outcome: of these requests.
-        tally: its sums by replication and advertiser, charges as settled.
-        values: (N,) value per click.
-    """
-    R = len(tally.charges)
-    B = len(outcome.chosen) // R
-
-    def mean(by_request: Floats) -> Floats:
-        return by_request.reshape(R, B).mean(axis=1)
-
-    satisfaction = mean((outcome.probabilities * batch.quality).sum(axis=1))
-    kl = np.full(R, np.nan)
-    if mechanism.generation != "auction":  # whose replies no reference wrote
-        kl = mean(kl_from_reference(batch.log_weights, outcome.probabilities))
-    welfare = tally.itctr @ values / B + satisfaction
-    tau = getattr(mechanism, "tau", np.nan)
-    return {
-        "revenue": tally.charges.sum(axis=1) / B,
-        "expected_revenue": tally.payments.sum(axis=1) / B,
-        "welfare": welfare,
-        "regularised_welfare": welfare - tau * kl,
-        "user_satisfaction": satisfaction,
-        "ads_per_reply": tally.exposure.sum(axis=1) / B,
-        "kl": kl,
-        "ess": mean(batch.effective_sample_size),
-        "clicks": tally.clicks.sum(axis=1) / B,
-    }
-
-
-def check_round(number: int, batch: ReplyPool, outcome: Outcome, tally: Tally) -> None:
-    """Refuse a round whose books do not balance; `tally` as it comes from the platform.
-
-    Raises:
-        RuntimeError: naming the round, if probabilities are negative or do not sum to 1, an ad that
-            was not shown is clicked, charges by advertiser do not sum to the platform's revenue, or
-            an amount is NaN or infinite.
-    """
-    sums = outcome.probabilities.sum(axis=1)
-    if not (np.abs(sums - 1) <= TOLERANCE).all() or outcome.probabilities.min() < 0:
-        worst = sums[np.argmax(np.abs(sums - 1))]
-        raise RuntimeError(f"round {number}: reply probabilities do not sum to 1 (e.g. {worst:g})")
-    shown = batch.exposure[np.arange(len(outcome.chosen)), outcome.chosen]
-    if (np.asarray(outcome.clicks, dtype=bool) & ~shown).any():
-        raise RuntimeError(f"round {number}: an ad that was not shown is clicked")
-    for field in fields(tally):
-        if not np.isfinite(getattr(tally, field.name)).all():
-            raise RuntimeError(f"round {number}: {field.name} of an advertiser: NaN or infinite")
-    revenue = outcome.charges.reshape(len(tally.charges), -1).sum(axis=1)
-    gap = np.abs(tally.charges.sum(axis=1) - revenue)
-    if (gap > TOLERANCE * (1 + np.abs(outcome.charges).sum())).any():
-        raise RuntimeError(f"round {number}: charges miss the revenue by {gap.max():g}")
+# What is kept of a round and advertiser: the bid in the place of `shown`, which accounts keep.
+RECORDED = ("bid", *AMOUNTS[1:])
 
 
 class Ledger:
-    """Records of a run: R replications, N advertisers, as many rounds as are recorded."""
+    """Records of a run: R replications, N advertisers, as many rounds as are recorded.
 
-    def __init__(self, label: str, advertisers: Sequence[Advertiser], replications: int) -> None:
+    Rounds fill a chunk of `CHUNK_BYTES`, and full chunks are appended to a temporary file: memory
+    stays flat however long the run. The file has no name and is gone with the ledger, or with the
+    process; it lies where `TMPDIR` says, which for long runs should be a disk.
+
+    Args:
+        label: what results call the run.
+        advertisers: the N advertisers.
+        replications: R.
+        requests_per_round: B, over which `rounds` is averaged.
+        tau: weight of KL in regularised welfare; NaN for a mechanism without.
+
+    Attributes:
+        rounds: rounds recorded.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        advertisers: Sequence[Advertiser],
+        replications: int,
+        requests_per_round: int,
+        tau: float = np.nan,
+    ) -> None:
         self.label = label
         self.advertisers = list(advertisers)
         self.replications = replications
+        self.requests_per_round = requests_per_round
+        self.tau = tau
         self.rounds = 0
-        self._chunks: list[dict[str, Floats]] = []
+        R, N = replications, len(self.advertisers)
+        row = np.dtype(
+            [("amounts", float, (len(RECORDED), R, N)), ("means", float, (len(MEANS), R))]
+        )
+        self._chunk = np.empty(max(1, CHUNK_BYTES // row.itemsize), row)
+        self._amounts, self._means = self._chunk["amounts"], self._chunk["means"]
+        self._filled = 0  # rows of the chunk
+        self._file: IO[bytes] | None = None
 
-    def record(self, bids: Floats, tally: Tally, measures: Mapping[str, Floats]) -> None:
-        """Book a round: bids (R, N) as served, sums (R, N) as settled, `measures` (R,) each."""
-        row = self.rounds % CHUNK
-        if row == 0:
-            self._chunks.append(self._blank())
-        chunk = self._chunks[-1]
-        for name in PER_ROUND:
-            chunk[f"round.{name}"][row] = measures[name]
-        chunk["bid"][row] = bids
-        for name in PER_ADVERTISER[1:]:
-            chunk[name][row] = getattr(tally, name)
+    def record(self, bids: Floats, tally: Tally) -> None:
+        """Book a round: `bids` (R, N) as served, `tally` as settled."""
+        if self._filled == len(self._chunk):
+            self._spill()
+        amounts = self._amounts[self._filled]
+        amounts[0] = bids
+        amounts[1:] = tally.amounts[1:]
+        self._means[self._filled] = tally.means
+        self._filled += 1
         self.rounds += 1
 
     def latest(self, name: str) -> Floats:
         """(R,) last round's `name`, a column of `rounds`; NaN before the first round."""
         if not self.rounds:
             return np.full(self.replications, np.nan)
-        return self._chunks[-1][f"round.{name}"][(self.rounds - 1) % CHUNK]
+        amounts, means = self._amounts[self._filled - 1], self._means[self._filled - 1]
+        return self._measures(
+            {name: amounts[k][:, None] for k, name in enumerate(RECORDED)},
+            {name: means[k][:, None] for k, name in enumerate(MEANS)},
+        )[name][:, 0]
 
     def result(self) -> Result:
         """Frames of the rounds recorded so far, with their summary."""
@@ -143,7 +112,11 @@ class Ledger:
             "replication": np.repeat(np.arange(R), T),
             "round": np.tile(np.arange(T), R),
         }
-        columns |= {name: self._table(f"round.{name}").ravel() for name in PER_ROUND}
+        measures = self._measures(
+            {name: self._table("amounts", k) for k, name in enumerate(RECORDED)},
+            {name: self._table("means", k) for k, name in enumerate(MEANS)},
+        )
+        columns |= {name: measures[name].ravel() for name in PER_ROUND}
         return pl.DataFrame(columns).with_columns(
             pl.col("regularised_welfare", "kl").fill_nan(None)
         )
@@ -158,7 +131,7 @@ class Ledger:
         R, T, N = self.replications, self.rounds, len(self.advertisers)
         people = self.advertisers
         value = np.array([a.value for a in people])
-        data = {name: self._table(name) for name in PER_ADVERTISER}
+        data = {name: self._table("amounts", k) for k, name in enumerate(RECORDED)}
         gained = value * data["clicks"]
         spend = np.cumsum(data["charges"], axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -188,13 +161,36 @@ class Ledger:
             }
         ).with_columns(pl.col("roi").fill_nan(None))
 
-    def _blank(self) -> dict[str, Floats]:
-        shape = (CHUNK, self.replications)
-        blank = {f"round.{name}": np.empty(shape) for name in PER_ROUND}
-        return blank | {name: np.empty((*shape, len(self.advertisers))) for name in PER_ADVERTISER}
+    def _measures(
+        self, amounts: Mapping[str, Floats], means: Mapping[str, Floats]
+    ) -> dict[str, Floats]:
+        """(R, T) columns of `rounds` from amounts (R, T, N) and means (R, T)."""
+        B = self.requests_per_round
+        value = np.array([a.value for a in self.advertisers])
+        welfare = amounts["itctr"] @ value / B + means["user_satisfaction"]
+        return {
+            "revenue": amounts["charges"].sum(axis=2) / B,
+            "expected_revenue": amounts["payments"].sum(axis=2) / B,
+            "welfare": welfare,
+            "regularised_welfare": welfare - self.tau * means["kl"],
+            "ads_per_reply": amounts["exposure"].sum(axis=2) / B,
+            "clicks": amounts["clicks"].sum(axis=2) / B,
+            **means,
+        }
 
-    def _table(self, name: str) -> Floats:
-        """(R, T, ...) all rounds of one record."""
-        chunks = self._chunks or [self._blank()]
-        by_round = np.concatenate([chunk[name] for chunk in chunks])[: self.rounds]
+    def _spill(self) -> None:
+        """Append the chunk to the file, and start it anew."""
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="admarket-")  # noqa: SIM115 (as long as self)
+        self._file.write(self._chunk[: self._filled].view(np.uint8))
+        self._filled = 0
+
+    def _table(self, kind: str, k: int) -> Floats:
+        """(R, T, ...) the k-th record of a kind, of all rounds."""
+        parts = [self._chunk[: self._filled]]
+        spilled = self.rounds - self._filled
+        if self._file is not None:
+            self._file.flush()
+            parts.insert(0, np.memmap(self._file, self._chunk.dtype, "r", shape=(spilled,)))
+        by_round = np.concatenate([part[kind][:, k] for part in parts])
         return np.ascontiguousarray(by_round.swapaxes(0, 1))

@@ -4,7 +4,7 @@ A round serves `requests_per_round` requests in each of R replications, drawn un
 replacement from the pool. Everything random comes from `seed`, by purpose and round: requests, dice
 (which reply is shown, who clicks), and each learner. Requests and dice of a round do not depend on
 what mechanisms or learners did before, so runs under different mechanisms at the same seed share
-them (common random numbers).
+them (common random numbers; `agents.streams`).
 
 Budgets are hard. The round that exhausts an advertiser's budget is served as bid, but the platform
 charges no more than what is left and forgives the rest; from the next round on the advertiser bids
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,9 +26,11 @@ from tqdm import tqdm
 
 from agents import Account, Advertiser, Platform, UtilityMaximizer, ValueMaximizer, make_learner
 from agents.learners import Feedback, Learner, Population
-from agents.platform import LiveSource, Tally
-from market.ledger import Ledger, Result, check_round, measure
-from mechanisms.base import Mechanism, Outcome
+from agents.platform import LiveSource
+from agents.streams import LEARNING, Arrivals, Dice, stream
+from agents.tally import Tally
+from market.ledger import Ledger, Result
+from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
 from mechanisms.pool import Floats, Ints, ReplyPool
 from mechanisms.registry import make_mechanism
@@ -36,15 +38,40 @@ from mechanisms.registry import make_mechanism
 KINDS: dict[str, type[Advertiser]] = {
     kind.kind: kind for kind in (UtilityMaximizer, ValueMaximizer)
 }
-ARRIVALS, DICE, LEARNING = range(3)
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The advertisers at `index` (k,), which share a learner."""
+    """The advertisers at `index` (k,), which share a learner; `everybody`: all of the market."""
 
     index: Ints
     learner: Learner
+    everybody: bool
+
+    @property
+    def members(self) -> slice | Ints:
+        """What picks the group's columns of an array; a slice where nothing need be copied."""
+        return slice(None) if self.everybody else self.index
+
+    def feedback(self, tally: Tally, clicks: Floats | None, payments: Floats | None) -> Feedback:
+        """What the learner may see of a round; (R, N, G) counterfactuals if it has a grid."""
+        ours, grid = tally, self.learner.grid
+        if not self.everybody:
+            ours = Tally(tally.amounts.take(self.index, axis=2), tally.means)
+        if grid is None or clicks is None or payments is None:
+            clicks = payments = None
+        else:
+            width = slice(grid.shape[1])
+            clicks, payments = clicks[:, self.members, width], payments[:, self.members, width]
+        return Feedback(
+            clicks=ours.clicks,
+            charges=ours.charges,
+            itctr=ours.itctr,
+            payments=ours.payments,
+            requests=ours.requests,
+            grid_itctr=clicks,
+            grid_payments=payments,
+        )
 
 
 class MarketModel(mesa.Model):
@@ -66,6 +93,7 @@ class MarketModel(mesa.Model):
         round: rounds played.
         bids: (R, N) of the current round.
         account: (R, N) realised sums since the start.
+        arrivals, dice: what chance decides, by round.
         ledger: the records.
         datacollector: Mesa's; means over replications. Entry k is round k, so that `mesa.batch_run`
             reports whole rounds. Give it `max_steps >= rounds`, the scenario inside a list, and a
@@ -107,12 +135,24 @@ class MarketModel(mesa.Model):
         R, N = scenario.replications, len(specs)
         self.values = np.array([spec.value for spec in specs], dtype=np.float64)
         self.budgets = np.array([np.inf if s.budget is None else s.budget for s in specs], float)
+        self.budgeted = bool(np.isfinite(self.budgets).any())
+        # Charging exactly what is left may miss the budget by a rounding error.
+        self._least_left = np.where(np.isfinite(self.budgets), 1e-12 * self.budgets, -np.inf)
         self.bids = np.zeros((R, N))
         self.account = Account.open(R, N)
         self.groups = self._form_groups(specs)
         self._create_advertisers(specs, titles)
         self.platform = Platform(self, mechanism, pool, live)
-        self.ledger = Ledger(label or mechanism.name, self.advertisers, R)
+        served = (R, scenario.requests_per_round)
+        self.arrivals = Arrivals(seed, pool.shape[0], served)
+        self.dice = Dice(seed, R * scenario.requests_per_round, pool.shape[2])
+        self.ledger = Ledger(
+            label or mechanism.name,
+            self.advertisers,
+            R,
+            scenario.requests_per_round,
+            getattr(mechanism, "tau", np.nan),
+        )
         self.datacollector = RoundCollector()
         # Mesa numbers agents by a class-wide table that would keep this model alive for ever.
         getattr(mesa.Agent, "_ids", {}).pop(self, None)
@@ -123,10 +163,10 @@ class MarketModel(mesa.Model):
             raise RuntimeError(f"all {self.scenario.rounds} rounds are played")
         requests = self.requests_arrive()
         self.advertisers_bid()
-        outcome = self.platform.serve(requests, self.bids, self.stream(DICE, self.round))
-        tally = self.settle(requests, outcome)
+        tally = self.platform.serve(requests, self.bids, self.dice, self.round)
+        self.settle(tally)
         self.learners_learn(requests, tally)
-        self.record(requests, outcome, tally)
+        self.record(tally)
 
     def run(self, rounds: int | None = None, progress: bool = False) -> Result:
         """Play `rounds` more rounds (default: all that are left) and return all records.
@@ -143,66 +183,41 @@ class MarketModel(mesa.Model):
 
     def requests_arrive(self) -> Ints:
         """(R, B) pool indices of the round's requests."""
-        shape = (self.scenario.replications, self.scenario.requests_per_round)
-        available = self.platform.pool.shape[0]
-        return self.stream(ARRIVALS, self.round).integers(available, size=shape)
+        return self.arrivals.of(self.round)
 
     def advertisers_bid(self) -> None:
         """Ask every learner for bids; whoever has nothing left to spend bids 0."""
         for group in self.groups:
-            self.bids[:, group.index] = group.learner.bids()
-        self.bids[self.left_to_spend() <= 0] = 0.0
+            self.bids[:, group.members] = group.learner.bids()
+        if self.budgeted:
+            self.bids[self.left_to_spend() <= 0] = 0.0
 
-    def settle(self, requests: Ints, outcome: Outcome) -> Tally:
-        """Add the outcome up, cap charges at what is left of budgets, and book it."""
-        tally = self.platform.tally(requests, outcome)
-        check_round(self.round, self.platform.batch(requests), outcome, tally)
-        tally = replace(tally, charges=np.minimum(tally.charges, self.left_to_spend()))
+    def settle(self, tally: Tally) -> None:
+        """Cap charges at what is left of budgets, and book the round."""
+        if self.budgeted:
+            np.minimum(tally.charges, self.left_to_spend(), out=tally.charges)
         self.account.settle(tally, self.values)
-        return tally
 
     def learners_learn(self, requests: Ints, tally: Tally) -> None:
         """Give every learner what it may see of the round."""
-        grid_itctr, grid_payments = self._counterfactuals(requests)
+        clicks, payments = self._counterfactuals(requests)
         for group in self.groups:
-            if group.learner.feedback == "none":
-                continue
-            who = (slice(None), group.index)
-            grid = group.learner.grid
-            width = None if grid is None else slice(grid.shape[1])
-            group.learner.learn(
-                Feedback(
-                    clicks=tally.clicks[who],
-                    charges=tally.charges[who],
-                    itctr=tally.itctr[who],
-                    payments=tally.payments[who],
-                    requests=tally.requests[who],
-                    grid_itctr=None if width is None else grid_itctr[who][..., width],
-                    grid_payments=None if width is None else grid_payments[who][..., width],
-                )
-            )
+            if group.learner.feedback != "none":
+                group.learner.learn(group.feedback(tally, clicks, payments))
 
-    def record(self, requests: Ints, outcome: Outcome, tally: Tally) -> None:
+    def record(self, tally: Tally) -> None:
         """Write the round into the ledger, count it, and collect if it is due."""
-        platform = self.platform
-        batch = platform.batch(requests)
-        measures = measure(platform.mechanism, batch, outcome, tally, self.values)
-        self.ledger.record(self.bids, tally, measures)
+        self.ledger.record(self.bids, tally)
         self.round += 1
         self.running = self.round < self.scenario.rounds
         due = self.collect_every and (self.round - 1) % self.collect_every == 0
-        self.datacollector.collect_round(self, bool(due or not self.running))
+        if due or not self.running:
+            self.datacollector.collect_round(self)
 
     def left_to_spend(self) -> Floats:
         """(R, N) budget less charges so far; infinite without a budget."""
         left = self.budgets - self.account.payments
-        # Charging exactly what is left may miss the budget by a rounding error.
-        least = np.where(np.isfinite(self.budgets), 1e-12 * self.budgets, -np.inf)
-        return np.where(left > least, left, 0.0)
-
-    def stream(self, purpose: int, number: int) -> np.random.Generator:
-        """The generator of a purpose and a round (or group), whatever was drawn elsewhere."""
-        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(purpose, number)))
+        return np.where(left > self._least_left, left, 0.0)
 
     @property
     def advertisers(self) -> list[Advertiser]:
@@ -232,10 +247,10 @@ class MarketModel(mesa.Model):
                 ours[0].learner.name,
                 population,
                 self.scenario.replications,
-                self.stream(LEARNING, number),
+                stream(self.seed, LEARNING, number),
                 **dict(ours[0].learner.parameters),
             )
-            groups.append(Group(np.array(index), learner))
+            groups.append(Group(np.array(index), learner, len(index) == len(specs)))
         return groups
 
     def _create_advertisers(self, specs: Sequence[Any], titles: Sequence[str] | None) -> None:
@@ -262,14 +277,21 @@ class MarketModel(mesa.Model):
 
         Shorter grids repeat their last bid, and advertisers whose learner has no grid bid 0.
         """
-        grids = [(g.index, g.learner.grid) for g in self.groups if g.learner.grid is not None]
+        grids = [(g, g.learner.grid) for g in self.groups if g.learner.grid is not None]
         if not grids:
             return None, None
-        G = max(grid.shape[1] for _, grid in grids)
-        tried = np.zeros((len(self.values), G))
-        for index, grid in grids:
-            tried[index] = np.pad(grid, ((0, 0), (0, G - grid.shape[1])), mode="edge")
+        widest = max((grid for _, grid in grids), key=lambda grid: grid.shape[1])
+        tried = widest if len(widest) == len(self.values) else self._side_by_side(grids)
         return self.platform.counterfactual(requests, self.bids, tried)
+
+    def _side_by_side(self, grids: Sequence[tuple[Group, Floats]]) -> Floats:
+        """(N, G) bids to try: of every group, shorter grids going on with their last bid."""
+        tried = np.zeros((len(self.values), max(grid.shape[1] for _, grid in grids)))
+        for group, grid in grids:
+            width = grid.shape[1]
+            tried[group.members, :width] = grid
+            tried[group.members, width:] = grid[:, -1:]
+        return tried
 
 
 class RoundCollector(mesa.DataCollector):
@@ -287,14 +309,12 @@ class RoundCollector(mesa.DataCollector):
             agent_reporters={name: partial(_advertiser_mean, name=name) for name in amounts},
         )
 
-    def collect_round(self, model: MarketModel, due: bool) -> None:
-        """Collect the round just played if it is due."""
-        if due:
-            self.collect(model)
-            self._agent_records[model.round - 1] = self._agent_records.pop(model.steps)
-        else:
-            for collected in self.model_vars.values():
-                collected.append(None)
+    def collect_round(self, model: MarketModel) -> None:
+        """Collect the round just played."""
+        for collected in self.model_vars.values():
+            collected.extend([None] * (model.round - 1 - len(collected)))
+        self.collect(model)
+        self._agent_records[model.round - 1] = self._agent_records.pop(model.steps)
 
 
 def _market_mean(model: MarketModel, name: str) -> float:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from functools import cached_property
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,13 @@ from mechanisms.pool import Floats
 UTILITY_REACH, VALUE_REACH = 1.5, 10.0
 """Highest bids considered, in multiples of truthful ones. Value maximizers need the room: under
 Rochet payments they bid well above, and where the target never binds no finite bid is best."""
+
+
+Strategy: TypeAlias = tuple[Floats, Floats]
+"""Support (N, K) or (R, N, K) of bids, and weights (R, N, K) >= 0 that sum to 1 over K."""
+
+SIGNALS = ("expected", "realised")
+"""What learners with bandit feedback may go by: see `Feedback.outcome`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +52,15 @@ class Population:
             if array.shape != self.values.shape or not (array > low).all():
                 raise BadInput(f"{name} must be positive, one per advertiser; got {array}")
 
-    @property
+    @cached_property
     def truthful_bids(self) -> Floats:
-        """(N,) `v`, and `v / tau_roi` for value maximizers (DESIGN 3.6)."""
-        return np.where(self.value_maximizer, self.values / self.target_roi, self.values)
+        """(N,) `v`, and `v / tau_roi` for value maximizers; read-only."""
+        bids = np.where(self.value_maximizer, self.values / self.target_roi, self.values)
+        bids.flags.writeable = False
+        return bids
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: made anew in every round, and freezing is slow
 class Feedback:
     """What a learner may see of a round; sums over the round's requests, per replication.
 
@@ -72,12 +82,26 @@ class Feedback:
     grid_itctr: Floats | None = None
     grid_payments: Floats | None = None
 
+    def outcome(self, signal: str) -> tuple[Floats, Floats]:
+        """(R, N) clicks and payments of the bids played: `expected`, or `realised` by the dice."""
+        if signal == "expected":
+            return self.itctr, self.payments
+        return self.clicks, self.charges
+
+    def along_grid(self, learner: str) -> tuple[Floats, Floats]:
+        """(R, N, G) clicks and payments of every grid bid; BadInput under bandit feedback."""
+        if self.grid_itctr is None or self.grid_payments is None:
+            raise BadInput(f"{learner} learns from full feedback; give grid_itctr, grid_payments")
+        return self.grid_itctr, self.grid_payments
+
 
 class Learner(ABC):
     """Adapts the bids of its population over rounds.
 
     Subclasses set `name` and `feedback`, implement `bids` and `learn`, and keep all that changes in
     `self.state`, a dict of arrays, so that a checkpoint is `state` and the generator, nothing else.
+    Learners whose `bids` draw at random also give their `strategy`; those that have somewhere to
+    start from, `start_at`.
     """
 
     name: ClassVar[str]
@@ -94,6 +118,26 @@ class Learner(ABC):
         """(N, G) bids whose counterfactual outcomes the learner wants; None if it wants none."""
         return None
 
+    @property
+    def strategy(self) -> Strategy:
+        """What the coming bids are drawn from, without drawing: here, the bids with weight 1.
+
+        Support (N, K) or (R, N, K), and weights (R, N, K) that sum to 1 over K.
+        """
+        pure = self.bids()[..., None]
+        return pure, np.ones_like(pure)
+
+    def start_at(self, multiples: Floats) -> None:
+        """Begin from `multiples` (R, N) of the truthful bids; before the first round.
+
+        Multiples beyond the learner's reach are brought to its end.
+
+        Raises:
+            BadInput: the learner has no starting point, or has learned already; multiples of
+                another shape, negative or not finite.
+        """
+        raise BadInput(f"{self.name} has no starting point; its bids are always the same")
+
     @abstractmethod
     def bids(self) -> Floats:
         """(R, N) bids for the coming round."""
@@ -101,3 +145,15 @@ class Learner(ABC):
     @abstractmethod
     def learn(self, feedback: Feedback) -> None:
         """Take in the round that was played with the last `bids()`."""
+
+    def _checked_start(self, multiples: Floats) -> Floats:
+        """`multiples` as an array of floats, or BadInput: the first lines of a `start_at`."""
+        multiples = np.asarray(multiples, dtype=np.float64)
+        shape = (self.replications, len(self.population.values))
+        if multiples.shape != shape or not (np.isfinite(multiples) & (multiples >= 0)).all():
+            raise BadInput(f"{self.name}: start_at takes {shape} finite multiples >= 0")
+        if self.state["rounds"]:
+            raise BadInput(
+                f"{self.name} has learned already; start_at comes before the first round"
+            )
+        return multiples

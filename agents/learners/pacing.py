@@ -21,13 +21,13 @@ multiplicative steps); Lucier et al. 2024 (min-pacing).
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
-from agents.learners.base import VALUE_REACH, Feedback, Learner, Population
+from agents.learners.base import SIGNALS, VALUE_REACH, Feedback, Learner, Population
 from mechanisms.errors import BadInput
 from mechanisms.pool import Bools, Floats
 
 LOWEST = 0.01
-SIGNALS = ("expected", "realised")
 
 
 class Pacing(Learner):
@@ -97,6 +97,14 @@ class Pacing(Learner):
         at_cap = self.population.value_maximizer & (self.multiplier >= self.cap)
         return at_cap & (self.state["slack"] > 0)
 
+    def start_at(self, multiples: Floats) -> None:
+        """A value maximizer's κ; a utility maximizer's m, at most 1, which tends to truthful."""
+        multiples = np.clip(self._checked_start(multiples), LOWEST, self.cap)
+        vm = self.population.value_maximizer
+        self.state["roi_multiplier"] = np.where(vm, multiples, 1.0)
+        if not vm.all():
+            self.state["budget_multiplier"][:, ~vm] = multiples[:, ~vm]
+
     def bids(self) -> Floats:
         """(R, N) paced bids."""
         return self.multiplier * self.population.truthful_bids
@@ -104,21 +112,59 @@ class Pacing(Learner):
     def learn(self, feedback: Feedback) -> None:
         """Move κ by the round's ROI slack and m by its budget slack."""
         state, people = self.state, self.population
-        expected = self.signal == "expected"
-        value = people.values * (feedback.itctr if expected else feedback.clicks)
-        paid = feedback.payments if expected else feedback.charges
-        state["rounds"] = t = state["rounds"] + 1
-        rate = self.step / np.sqrt(t)
-        state["mean_value"] += (value - state["mean_value"]) / t
-        scale = np.where(state["mean_value"] > 0, state["mean_value"], np.inf)
-        state["slack"] = np.where(
-            people.value_maximizer, (value - people.target_roi * paid) / scale, 0.0
+        clicks, paid = feedback.outcome(self.signal)
+        state["rounds"] += 1
+        _move(
+            clicks,
+            paid,
+            people.values,
+            people.value_maximizer,
+            people.target_roi,
+            people.budget,
+            self.cap,
+            int(state["rounds"]),
+            self.step,
+            state["roi_multiplier"],
+            state["budget_multiplier"],
+            state["mean_value"],
+            state["slack"],
         )
-        state["roi_multiplier"] = self._moved(state["roi_multiplier"], rate * state["slack"])
-        # An infinite budget has slack 1 and stays at the cap.
-        thrift = 1 - paid / people.budget
-        state["budget_multiplier"] = self._moved(state["budget_multiplier"], rate * thrift)
 
-    def _moved(self, multiplier: Floats, exponent: Floats) -> Floats:
-        # The bounds make any exponent beyond ±50 the same; exp of a larger one would overflow.
-        return np.clip(multiplier * np.exp(np.clip(exponent, -50, 50)), LOWEST, self.cap)
+
+@njit(cache=True, nogil=True)
+def _move(
+    clicks: Floats,
+    payments: Floats,
+    values: Floats,
+    value_maximizer: Bools,
+    target_roi: Floats,
+    budget: Floats,
+    cap: Floats,
+    t: int,
+    step: float,
+    roi_multiplier: Floats,
+    budget_multiplier: Floats,
+    mean_value: Floats,
+    slack: Floats,
+) -> None:
+    """One round of `Pacing.learn`, in place: arguments as in its state."""
+    rate = step / np.sqrt(t)
+    R, N = clicks.shape
+    for r in range(R):
+        for i in range(N):
+            value, paid = values[i] * clicks[r, i], payments[r, i]
+            mean_value[r, i] += (value - mean_value[r, i]) / t
+            if value_maximizer[i]:
+                mean = mean_value[r, i]
+                slack[r, i] = (value - target_roi[i] * paid) / mean if mean > 0 else 0.0
+                roi_multiplier[r, i] = _moved(roi_multiplier[r, i], rate * slack[r, i], cap[i])
+            # An infinite budget has slack 1 and stays at the cap.
+            thrift = 1 - paid / budget[i]
+            budget_multiplier[r, i] = _moved(budget_multiplier[r, i], rate * thrift, cap[i])
+
+
+@njit(cache=True, nogil=True)
+def _moved(multiplier: float, exponent: float, cap: float) -> float:
+    # The bounds make any exponent beyond ±50 the same; exp of a larger one would overflow.
+    moved = multiplier * np.exp(min(max(exponent, -50.0), 50.0))
+    return min(max(moved, LOWEST), cap)

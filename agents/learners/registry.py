@@ -8,14 +8,31 @@ from typing import Any
 import numpy as np
 
 from agents.learners.base import Learner, Population
+from agents.learners.best_response import BestResponse, FictitiousPlay
+from agents.learners.dual_averaging import DualAveraging
+from agents.learners.exp3 import Exp3
+from agents.learners.gradient import Gradient
 from agents.learners.hedge import Hedge
 from agents.learners.pacing import Pacing
+from agents.learners.reinforce import Reinforce
 from agents.learners.shading import Shading
 from agents.learners.truthful import Truthful
 from mechanisms.errors import BadInput
 
 LEARNERS: dict[str, type[Learner]] = {
-    learner.name: learner for learner in (Truthful, Shading, Hedge, Pacing)
+    learner.name: learner
+    for learner in (
+        Truthful,
+        Shading,
+        Hedge,
+        Exp3,
+        Pacing,
+        BestResponse,
+        FictitiousPlay,
+        DualAveraging,
+        Gradient,
+        Reinforce,
+    )
 }
 
 

@@ -7,51 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.learners import LEARNERS, Feedback, Population, make_learner
+from agents.learners import LEARNERS, Feedback, Population
 from mechanisms.errors import BadInput
-
-R = 2
-
-
-def people(values=(1.0, 2.0, 0.5), vm=True, roi=1.5, budget=np.inf):
-    values = np.array(values, dtype=float)
-    full = np.full(values.shape, 1.0)
-    return Population(
-        values, np.broadcast_to(vm, values.shape).copy(), full * roi, full * np.array(budget)
-    )
-
-
-def learner_of(name, population, seed=0, **parameters):
-    return make_learner(name, population, R, np.random.default_rng(seed), **parameters)
-
-
-def smooth_market(bids, share):
-    """Clicks rise with the bid; a click costs `share` of the bid (1 is first price)."""
-    clicks = 10 * (0.02 + 0.3 * bids / (bids + 1))
-    return clicks, share * bids * clicks
-
-
-def feedback_of(learner, bids, market, rng=None):
-    clicks, payments = market(bids)
-    grid_clicks = grid_payments = None
-    if learner.grid is not None:
-        shape = (R, *learner.grid.shape)
-        grid_clicks, grid_payments = (np.broadcast_to(a, shape) for a in market(learner.grid))
-    drawn = clicks if rng is None else rng.poisson(clicks).astype(float)
-    charges = payments if rng is None else payments / clicks * drawn
-    return Feedback(
-        drawn, charges, clicks, payments, np.full(bids.shape, 10.0), grid_clicks, grid_payments
-    )
-
-
-def play(learner, market, rounds, rng=None):
-    """(rounds, R, N) bids, clicks and payments."""
-    history = []
-    for _ in range(rounds):
-        bids = learner.bids()
-        learner.learn(feedback_of(learner, bids, market, rng))
-        history.append((bids, *market(bids)))
-    return (np.array(part) for part in zip(*history, strict=True))
+from tests.agents.learning import R, learner_of, people, play, smooth_market
 
 
 def test_truthful_and_shading_are_exact():
@@ -65,8 +23,8 @@ def test_truthful_and_shading_are_exact():
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("hegde", {}, "choose one of hedge, pacing, shading, truthful"),
-        ("hedge", {"gridsize": 3}, "valid: grid_size, max_multiple"),
+        ("hegde", {}, "choose one of best-response, .*truthful"),
+        ("hedge", {"gridsize": 3}, "valid: grid_size, max_multiple, step"),
         ("truthful", {"factor": 1}, "takes none"),
         ("shading", {"factor": 0}, "factor must lie in"),
         ("shading", {"factor": float("nan")}, "factor must lie in"),
@@ -79,6 +37,19 @@ def test_truthful_and_shading_are_exact():
         ("hedge", {"grid_size": float("inf")}, "hedge: bad parameters.*inf"),
         ("pacing", {"step": None}, "pacing: bad parameters.*None"),
         ("pacing", {"signal": "loud"}, "expected, realised"),
+        ("exp3", {"signal": "loud"}, "expected, realised"),
+        ("exp3", {"grid_size": True}, "exp3: grid_size"),
+        ("dual-averaging", {"regulariser": "kl"}, "entropic or euclidean"),
+        ("dual-averaging", {"step": 0}, "step"),
+        ("dual-averaging", {"power": 1.5}, "power"),
+        ("best-response", {"inertia": 1.0}, "inertia"),
+        ("best-response", {"memory": -0.1}, "memory"),
+        ("fictitious-play", {"memory": 0.5}, "valid: grid_size, max_multiple"),
+        ("gradient", {"step": float("nan")}, "step"),
+        ("gradient", {"width": -1}, "width"),
+        ("reinforce", {"floor": 0.5}, "floor < spread"),
+        ("reinforce", {"max_multiple": 0}, "max_multiple"),
+        ("reinforce", {"signal": "loud"}, "expected, realised"),
     ],
 )
 def test_bad_names_and_parameters_are_refused(name, parameters, message):
@@ -97,8 +68,10 @@ def test_value_maximizers_may_go_up_to_ten_times_truthful():
     assert pacing.capped.all()
 
 
-def test_hedge_needs_a_grid():
-    learner = learner_of("hedge", people())
+@pytest.mark.parametrize("name", [n for n, kind in LEARNERS.items() if kind.feedback == "full"])
+def test_full_feedback_needs_a_grid(name):
+    learner = learner_of(name, people())
+    assert learner.grid is not None
     nothing = np.zeros((R, 3))
     with pytest.raises(BadInput, match="full feedback"):
         learner.learn(Feedback(nothing, nothing, nothing, nothing, nothing))
@@ -110,37 +83,6 @@ def test_hedge_grids_reach_beyond_the_truthful_bid_and_contain_it():
     assert grid.shape == (3, 61)
     np.testing.assert_allclose(grid.max(axis=1), population.truthful_bids * [1.5, 3, 3])
     assert (np.abs(grid - population.truthful_bids[:, None]).min(axis=1) < 1e-12).all()
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 10**6),
-    growth=st.floats(0.9, 1.1),
-    adversary=st.sampled_from(["random", "spiteful", "alternating"]),
-    size=st.integers(2, 12),
-)
-def test_hedge_regret_stays_below_its_bound(seed, growth, adversary, size):
-    """Whatever the payoffs and however their scale drifts; the adversary sees the weights."""
-    rng = np.random.default_rng(seed)
-    learner = learner_of("hedge", people([1.0, 3.0], vm=False), grid_size=size)
-    shape = (R, 2, size)
-    earned, best, widest = np.zeros(shape[:2]), np.zeros(shape), np.zeros(shape[:2])
-    for t in range(120):
-        weights = learner.state["weights"].copy()
-        if adversary == "random":
-            paid = rng.random(shape)
-        elif adversary == "spiteful":
-            paid = (weights == weights.max(axis=-1, keepdims=True)).astype(float)
-        else:
-            paid = np.broadcast_to((np.arange(size) + t) % 2, shape).astype(float)
-        paid = paid * growth**t
-        none = np.zeros(shape[:2])
-        learner.learn(Feedback(none, none, none, none, none, np.zeros(shape), paid))
-        earned -= (weights * paid).sum(axis=-1)
-        best -= paid
-        widest = np.maximum(widest, np.ptp(paid, axis=-1))
-    regret = best.max(axis=-1) - earned
-    assert (regret <= learner.regret_bound + 4.42 * widest + 1e-9).all()
 
 
 @pytest.mark.parametrize("money", [1e-6, 1.0, 1e6])
@@ -234,7 +176,8 @@ def test_pacing_without_constraints_that_bind_is_truthful_for_utility_maximizers
 def test_permuting_advertisers_permutes_the_bids_of_a_deterministic_learner(order, vm):
     values, roi = np.array([1.0, 2.0, 0.5, 3.0]), np.array([1.0, 1.2, 1.5, 2.0])
     budget, vm = np.array([np.inf, 0.4, 0.1, np.inf]), np.array(vm)
-    for name in ("truthful", "shading", "pacing"):
+    deterministic = ("truthful", "shading", "pacing", "best-response", "fictitious-play")
+    for name in (*deterministic, "gradient"):
         plain = learner_of(name, Population(values, vm, roi, budget))
         mixed = learner_of(name, Population(values[order], vm[order], roi[order], budget[order]))
         ours, *_ = play(plain, lambda b: smooth_market(b, 0.6), 30)
@@ -243,13 +186,12 @@ def test_permuting_advertisers_permutes_the_bids_of_a_deterministic_learner(orde
 
 
 def test_a_round_without_requests_teaches_nothing():
-    for name in ("hedge", "pacing"):
+    for name in ("hedge", "pacing", "dual-averaging", "gradient", "fictitious-play"):
         learner = learner_of(name, people())
         play(learner, lambda b: smooth_market(b, 0.5), 20)
-        before = getattr(learner, "mean_bids", learner.bids())
+        before = mean_of(learner)
         play(learner, lambda b: (0 * b, 0 * b), 1)
-        after = getattr(learner, "mean_bids", learner.bids())
-        np.testing.assert_allclose(after, before, rtol=1e-12)
+        np.testing.assert_allclose(mean_of(learner), before, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(LEARNERS))
@@ -273,3 +215,76 @@ def test_bids_are_bids(name):
     bids, *_ = play(learner, lambda b: smooth_market(b, 1.0), 40)
     assert bids.shape == (40, R, 3)
     assert np.isfinite(bids).all() and (bids >= 0).all()
+
+
+@pytest.mark.parametrize("name", sorted(LEARNERS))
+def test_a_strategy_is_a_distribution_over_bids_and_draws_nothing(name):
+    learner = learner_of(name, people(vm=[True, False, True]))
+    for rounds in (0, 30):
+        play(learner, lambda b: smooth_market(b, 0.8), rounds)
+        generator, state = learner.rng.bit_generator.state, copy.deepcopy(learner.state)
+        support, weights = learner.strategy
+        assert learner.rng.bit_generator.state == generator
+        for key, before in state.items():
+            np.testing.assert_array_equal(learner.state[key], before)
+        assert weights.shape == (R, 3, support.shape[-1]) and support.ndim in (2, 3)
+        assert np.broadcast_shapes(support.shape, weights.shape) == weights.shape
+        np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-12)
+        assert (weights >= 0).all() and (support >= 0).all()
+        if name in ("hedge", "exp3", "dual-averaging"):
+            drawn = np.mean([learner.bids() for _ in range(3000)], axis=0)
+            spread = np.sqrt((weights * support**2).sum(-1) - mean_of(learner) ** 2)
+            # one in a million that a draw of this many misses by 5 standard errors
+            assert (np.abs(drawn - mean_of(learner)) <= 5 * spread / np.sqrt(3000) + 1e-12).all()
+
+
+@pytest.mark.parametrize("name", sorted(LEARNERS))
+def test_learners_start_where_they_are_told(name):
+    population = people(vm=[True, False, True])
+    multiples = np.array([[0.5, 0.75, 1.0], [1.5, 0.25, 2.0]])
+    learner = learner_of(name, population)
+    if learner.feedback == "none":
+        with pytest.raises(BadInput, match="no starting point"):
+            learner.start_at(multiples)
+        return
+    learner.start_at(multiples)
+    support, weights = learner.strategy
+    support = np.broadcast_to(support, weights.shape)
+    target = multiples * population.truthful_bids
+    if name in ("hedge", "exp3", "dual-averaging"):
+        assert np.isclose(weights.max(axis=-1), 0.5).all()
+        begun = np.take_along_axis(support, weights.argmax(-1)[..., None], -1)[..., 0]
+        cell = learner.support[:, 1]
+        assert (np.abs(begun - target) <= cell / 2 + 1e-12).all()
+    elif name == "reinforce":
+        np.testing.assert_allclose(np.median(support, axis=-1), target)
+    else:
+        np.testing.assert_allclose(learner.bids(), target, rtol=0.03)
+    with pytest.raises(BadInput, match="finite multiples"):
+        learner.start_at(multiples[:, :2])
+    with pytest.raises(BadInput, match="finite multiples"):
+        learner.start_at(-multiples)
+    play(learner, lambda b: smooth_market(b, 0.8), 1)
+    with pytest.raises(BadInput, match="learned already"):
+        learner.start_at(multiples)
+
+
+@pytest.mark.parametrize("name", sorted(LEARNERS))
+@pytest.mark.parametrize("money", [1e-6, 1e6])
+def test_no_learner_minds_the_unit_of_money(name, money):
+    def of(unit):
+        population = people(unit * np.array([1.0, 2.0, 0.5]), vm=[True, False, True])
+
+        def market(bids):
+            clicks, payments = smooth_market(bids / unit, 0.8)
+            return clicks, unit * payments
+
+        bids, *_ = play(learner_of(name, population), market, 25)
+        return bids / unit
+
+    np.testing.assert_allclose(of(money), of(1.0), rtol=1e-6)
+
+
+def mean_of(learner):
+    support, weights = learner.strategy
+    return (support * weights).sum(axis=-1)

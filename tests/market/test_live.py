@@ -153,11 +153,9 @@ def test_what_other_bids_bring_may_be_known_from_the_recording_only(engine, pool
     deaf = Deaf()
     model = market(pool, live_replies(engine, pool), deaf)
     model.run()
-    assert len(deaf.asked) == 3
-    for round_number, asked in enumerate(deaf.asked):
-        shape = (2, 5)
-        drawn = model.stream(0, round_number).integers(4, size=shape).ravel()
-        np.testing.assert_array_equal(asked.ctr, pool.ctr[drawn])
+    drawn = [model.arrivals.of(round_number).ravel() for round_number in range(3)]
+    asked = np.concatenate([asked.ctr for asked in deaf.asked])
+    np.testing.assert_array_equal(asked, pool.ctr[np.concatenate(drawn)])
 
 
 @pytest.mark.filterwarnings("ignore::mechanisms.gibbs.LowEffectiveSampleSize")
