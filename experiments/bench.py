@@ -4,17 +4,50 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
 
 from market.catalog import Catalog
+from mechanisms.errors import BadInput
 from mechanisms.llm.transformers_engine import DTYPES, TransformersEngine
 from mechanisms.llm.weights import locate
 from mechanisms.recording.conditions import REFERENCE_PROMPT
 
 NEW_TOKENS = 64
 TEMPERATURE = 0.7
+
+
+def measurements(
+    parts: Sequence[str] | None,
+    model: str,
+    dtype: str,
+    requests: int,
+    replies: int,
+    say: Callable[[str], None],
+) -> Iterator[str]:
+    """Lines of the measurements named, or of all; those of the LLM take minutes.
+
+    Raises:
+        BadInput: an unknown part.
+    """
+    from experiments.bench_kernel import kernel
+    from experiments.bench_market import market
+    from experiments.bench_recording import overhead
+
+    known: dict[str, Callable[[], Iterator[str]]] = {
+        "kernel": lambda: kernel(say),
+        "market": lambda: market(say),
+        "llm": lambda: chain(
+            *(part(model, dtype, requests, replies, say) for part in (recording, overhead))
+        ),
+    }
+    unknown = [part for part in parts or () if part not in known]
+    if unknown:
+        raise BadInput(f"--part {unknown[0]}: give {', '.join(known)}")
+    for part in parts or known:
+        yield from known[part]()
 
 
 def recording(

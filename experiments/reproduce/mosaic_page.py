@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.page import Subject, check_folder, write_page
 from experiments.provenance import where
 from experiments.report import replies_label
 from experiments.reproduce import mosaic_figures as figures
 from experiments.reproduce.mosaic import TRUTH, Study, log_ratio_tau, study
 from experiments.reproduce.mosaic_conclusions import FALLS, conclusions
-from experiments.reproduce.page import check_folder, contents, write_page
+from experiments.reproduce.page import verdicts
 from market.scenario import Scenario
 
 TABLES = ("convergence", "offsets", "temperatures", "misreports", "tokens")
@@ -21,22 +23,28 @@ TABLES = ("convergence", "offsets", "temperatures", "misreports", "tokens")
 
 def reproduce(scenario: Scenario, seed: int, folder: Path, say: Callable[[str], None]) -> Path:
     """Run the study, write its folder, and return the path of its page."""
-    check_folder(folder, scenario, seed, contents(figures.CAPTIONS, TABLES))
+    check_folder(folder, subject(scenario, seed))
     done = study(scenario, seed, say)
     say("figures and page")
     return write(done, folder)
 
 
+def subject(scenario: Scenario, seed: int) -> Subject:
+    """What its folder is about."""
+    return Subject("reproduction", scenario, seed, {"paper": "mosaic"})
+
+
 def write(done: Study, folder: Path) -> Path:
     """Write the study's folder and return the path of its page."""
+    found = conclusions(done)
     return write_page(
         folder,
-        scenario=done.scenario,
-        seed=done.seed,
+        subject(done.scenario, done.seed),
         title="MOSAIC, reproduced",
         label=replies_label(done.pools["guided"].manifest),
+        verdicts=verdicts(found),
+        summary=[asdict(each) for each in found],
         facts=facts(done),
-        conclusions=conclusions(done),
         figures={
             name: (figure, figures.CAPTIONS[name]) for name, figure in figures.draw(done).items()
         },
