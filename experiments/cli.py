@@ -85,20 +85,114 @@ def record(
             print(save_pool(pool, out if not number else out.with_name(f"{out.name}-{number}")))
 
 
+MechanismOption = Annotated[
+    list[str] | None,
+    typer.Option("--mechanism", help="A mechanism, repeatable; default the scenario's."),
+]
+LearnerOption = Annotated[
+    str, typer.Option(help="A learner for all, or `scenario` for those it describes.")
+]
+
+
+@app.command()
+def audit(
+    scenario: ScenarioArgument = "default",
+    mechanism: MechanismOption = None,
+    others: Annotated[
+        str, typer.Option(help="What the others bid: truthful, or learned (best responses).")
+    ] = "truthful",
+    catalog: CatalogOption = None,
+    seed: SeedOption = 0,
+    out: OutOption = None,
+) -> None:
+    """Try strategic deviations: incentive compatibility and individual rationality, measured."""
+    from experiments.audit import run_audit
+
+    described = _load(scenario, catalog)
+    folder = out or Path("results") / f"audit-{described.name}-seed{seed}"
+    print(run_audit(described, seed, folder, _say, mechanisms=mechanism, others=others))
+
+
+@app.command()
+def equilibrium(
+    scenario: ScenarioArgument = "default",
+    mechanism: MechanismOption = None,
+    learner: LearnerOption = "hedge",
+    rounds: Annotated[
+        int | None, typer.Option(min=4, help="Rounds of learning; default the learner's.")
+    ] = None,
+    starts: Annotated[int, typer.Option(min=1, help="Starting points, run side by side.")] = 8,
+    known: Annotated[
+        bool, typer.Option(help="Instead: check learners against equilibria known in theory.")
+    ] = False,
+    catalog: CatalogOption = None,
+    seed: SeedOption = 0,
+    out: OutOption = None,
+) -> None:
+    """Find the equilibrium that learners settle in, and how far from an exact one it is."""
+    if known:
+        from experiments.bayesian.page import write_known
+
+        print(write_known(seed, out or Path("results") / f"known-equilibria-seed{seed}", _say))
+        return
+    from experiments.equilibrium import find_equilibrium
+
+    described = _load(scenario, catalog)
+    folder = out or Path("results") / f"equilibrium-{described.name}-{learner}-seed{seed}"
+    print(
+        find_equilibrium(
+            described, seed, folder, _say,
+            learner=learner, mechanisms=mechanism, rounds=rounds, starts=starts,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def compare(
+    scenario: ScenarioArgument = "default",
+    mechanism: MechanismOption = None,
+    share: Annotated[
+        list[float] | None, typer.Option(help="A share of value maximizers, repeatable.")
+    ] = None,
+    learner: Annotated[list[str] | None, typer.Option(help="A learner, repeatable.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Populations drawn per cell.")] = 8,
+    executor: Annotated[str, typer.Option(help="serial, processes or ray.")] = "processes",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="At once; default one per core.")
+    ] = None,
+    catalog: CatalogOption = None,
+    seed: SeedOption = 0,
+    out: OutOption = None,
+) -> None:
+    """Map mechanisms against the share of value maximizers and learners, at their equilibria."""
+    from experiments.compare import run_compare
+
+    described = _load(scenario, catalog)
+    folder = out or Path("results") / f"compare-{described.name}-seed{seed}"
+    print(
+        run_compare(
+            described, seed, folder, _say,
+            mechanisms=mechanism, shares=share, learners=learner,
+            draws=draws, executor=executor, workers=workers,
+        )
+    )  # fmt: skip
+
+
 @app.command()
 def bench(
+    part: Annotated[
+        list[str] | None, typer.Option(help="kernel, market or llm, repeatable; default all.")
+    ] = None,
     model: Annotated[str, typer.Option(help="The LLM to measure.")] = "smollm2-135m",
     dtype: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
     requests: Annotated[int, typer.Option(min=1, help="Prompts to generate from.")] = 8,
     replies: Annotated[int, typer.Option(min=1, help="Replies per prompt.")] = 24,
 ) -> None:
-    """Time the engine against transformers' own means, and recording against the bare engine."""
-    from experiments.bench import recording
-    from experiments.bench_recording import overhead
+    """Measure speed as ratios in one run: auction kernel, market, LLM engine and recording."""
+    from experiments.bench import measurements
 
-    for part in (recording, overhead):
-        for line in part(model, dtype, requests, replies, _say):
-            print(line)
+    for line in measurements(part, model, dtype, requests, replies, _say):
+        print(line, flush=True)
 
 
 @app.command()

@@ -1,0 +1,164 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import parallel
+from experiments.parallel import JobFailed, Kept, run_all, stream
+from mechanisms.errors import BadInput
+from tests.experiments import parallel_jobs as jobs
+
+SOME = [("a", 1, 0.5), ("b", 2, 0.25), ("a", 2, 0.5), ("c", 1, 1.0), ("d", 3, 0.0)]
+SHARED = np.arange(5.0)
+
+
+def test_results_depend_on_the_job_alone():
+    found = run_all(jobs.draw, SOME, SHARED)
+    assert run_all(jobs.draw, SOME[::-1], SHARED) == found[::-1]
+    assert run_all(jobs.draw, SOME[2:3], SHARED) == found[2:3]
+    assert len({tuple(each) for each in found}) == len(SOME)
+
+
+def test_processes_give_what_serial_gives():
+    found = run_all(jobs.draw, SOME, SHARED, executor="processes", workers=2)
+    assert found == run_all(jobs.draw, SOME, SHARED)
+
+
+def test_ray_gives_what_serial_gives():
+    pytest.importorskip("ray")
+    found = run_all(jobs.draw, SOME, SHARED, executor="ray", workers=2)
+    assert found == run_all(jobs.draw, SOME, SHARED)
+
+
+def test_workers_are_other_processes_with_one_thread_each(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    found = run_all(jobs.who, [(k,) for k in range(4)], executor="processes", workers=2)
+    pids = {pid for pid, _ in found}
+    assert os.getpid() not in pids and 1 <= len(pids) <= 2
+    assert {threads for _, threads in found} == {"1"}
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+
+
+@pytest.mark.parametrize("executor", ["serial", "processes"])
+def test_a_failing_job_names_itself(executor):
+    with pytest.raises(JobFailed, match="job 2, gsp: ValueError: two is too many") as failed:
+        run_all(jobs.fail_at_two, [(1, "gsp"), (2, "gsp"), (3, "gsp")], executor=executor)
+    assert "fail_at_two" in failed.value.__notes__[0]
+
+
+@pytest.mark.parametrize("executor", ["serial", "processes"])
+def test_bad_input_stays_bad_input(executor):
+    with pytest.raises(BadInput, match="job mosaic: tau is -1"):
+        run_all(jobs.refuse, [("mosaic",)], executor=executor)
+
+
+def test_a_worker_that_dies_is_said_so():
+    with pytest.raises(JobFailed, match="worker process died"):
+        run_all(jobs.die, [(1,), (2,)], executor="processes", workers=1)
+
+
+def test_a_run_that_broke_goes_on_where_it_was(tmp_path):
+    marks, armed = tmp_path / "marks", tmp_path / "armed"
+    todo, kept = [(k,) for k in range(1, 6)], Kept(tmp_path / "kept", "pool 1")
+    armed.touch()
+    with pytest.raises(JobFailed, match="job 3: RuntimeError: interrupted"):
+        run_all(jobs.count, todo, str(marks), kept=kept)
+    armed.unlink()
+    said = []
+    found = run_all(jobs.count, todo, str(marks), kept=kept, say=said.append)
+    assert marks.read_text().split() == ["1", "2", "3", "3", "4", "5"]
+    assert said == ["5 jobs, serial, 2 finished earlier"]
+    assert found == run_all(jobs.count, todo, str(marks))  # with and without: the same bytes
+
+
+def test_what_is_kept_belongs_to_its_content_and_its_program(tmp_path, monkeypatch):
+    marks, todo = tmp_path / "marks", [(1,)]
+
+    def calls(content):
+        run_all(jobs.count, todo, str(marks), kept=Kept(tmp_path / "kept", content))
+        return len(marks.read_text().split())
+
+    assert [calls("pool 1"), calls("pool 1"), calls("pool 2"), calls("pool 2")] == [1, 1, 2, 2]
+    monkeypatch.setattr(parallel, "_sources", lambda: "another version")
+    assert calls("pool 2") == 3
+
+
+def test_a_file_that_was_cut_off_is_done_again(tmp_path):
+    kept = Kept(tmp_path / "kept", "")
+    run_all(jobs.count, [(1,)], str(tmp_path / "marks"), kept=kept)
+    kept.path(jobs.count, (1,)).write_text('{"job": [1], "res')
+    found = run_all(jobs.count, [(1,)], str(tmp_path / "marks"), kept=kept)
+    assert found == [{"square": 1, "third": 1 / 3}]
+
+
+def test_a_killed_run_leaves_its_finished_jobs_and_no_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "_sources", lambda: "1")  # whoever edits the tree meanwhile
+    todo, kept = [(k,) for k in range(200)], Kept(tmp_path / "kept", "")
+    script = f"""
+from pathlib import Path
+from experiments import parallel
+from experiments.parallel import Kept, run_all
+from tests.experiments import parallel_jobs as jobs
+parallel._sources = lambda: "1"
+kept = Kept(Path({str(kept.folder)!r}), "")
+run_all(jobs.slowly, [(k,) for k in range(200)], 0.2, executor="processes", workers=1, kept=kept)
+"""
+    run = subprocess.Popen([sys.executable, "-c", script], cwd=Path(parallel.__file__).parents[1])
+    until(lambda: len(list(kept.folder.glob("*.json"))) >= 3)
+    run.kill()
+    run.wait()
+    done = [json.loads(path.read_text())["result"] for path in kept.folder.glob("*.json")]
+    assert 3 <= len(done) < 200
+    until(lambda: not any(alive(pid) for _, pid in done))
+    again = run_all(jobs.slowly, todo, 0.0, kept=kept)
+    assert [k for k, _ in again] == list(range(200))
+    assert all(tuple(each) in {tuple(one) for one in again} for each in done)
+
+
+def until(there, seconds=60):
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_streams_go_by_name():
+    same = stream(3, "learning", "hedge", 1).random(4)
+    assert (stream(3, "learning", "hedge", 1).random(4) == same).all()
+    others = [(4, "learning", "hedge", 1), (3, "learning", "hedge", 2), (3, "learninghedge", 1)]
+    assert all((stream(*key).random(4) != same).all() for key in others)
+
+
+def test_bad_input():
+    for wrong, words in (
+        ({"executor": "threads"}, "no executor 'threads'"),
+        ({"workers": 0}, "workers is 0"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            run_all(jobs.draw, SOME, SHARED, **wrong)
+    with pytest.raises(BadInput, match="listed twice"):
+        run_all(jobs.draw, [("a",), ("a",)], SHARED)
+
+
+def test_no_jobs_no_workers():
+    assert run_all(jobs.draw, [], SHARED, executor="processes") == []
+
+
+def test_ray_missing(monkeypatch):
+    with monkeypatch.context() as hidden:
+        hidden.setitem(sys.modules, "ray", None)
+        with pytest.raises(BadInput, match=r"pip install \"admarket\[ray\]\""):
+            run_all(jobs.draw, SOME, SHARED, executor="ray")
