@@ -22,27 +22,28 @@ class Account:
     """What happened so far, realised: (R, N) for a whole market, (R,) views for one advertiser.
 
     Args:
-        totals: (5, ...) exposures, requests, clicks, payments and value; each has a property.
+        totals: (4, ...) exposures, requests, clicks and payments; each has a property.
+        worth: of a click: the advertisers' values (N,), or the value of one.
     """
 
-    __slots__ = ("totals",)
+    __slots__ = ("_worth", "totals")
 
-    def __init__(self, totals: Floats) -> None:
+    def __init__(self, totals: Floats, worth: Floats) -> None:
         self.totals = totals
+        self._worth = worth
 
     @classmethod
-    def open(cls, *shape: int) -> Account:
-        """An empty account with arrays of `shape`."""
-        return cls(np.zeros((5, *shape)))
+    def open(cls, values: Floats, replications: int) -> Account:
+        """An empty account of advertisers with `values` (N,) per click."""
+        return cls(np.zeros((4, replications, len(values))), values)
 
     def of(self, index: int) -> Account:
         """The account of one advertiser, as views that follow this one."""
-        return Account(self.totals[..., index])
+        return Account(self.totals[..., index], self._worth[index])
 
-    def settle(self, tally: Tally, values: Floats) -> None:
-        """Book a round, in place; `values` (N,) per click."""
-        self.totals[:4] += tally.amounts[:4]
-        self.totals[4] += values * tally.clicks
+    def settle(self, tally: Tally) -> None:
+        """Book a round, in place."""
+        self.totals += tally.amounts[:4]
 
     @property
     def exposures(self) -> Floats:
@@ -67,7 +68,7 @@ class Account:
     @property
     def value(self) -> Floats:
         """Value of its clicks."""
-        return self.totals[4]
+        return self._worth * self.clicks
 
     @property
     def roi(self) -> Floats:

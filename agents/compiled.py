@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,6 @@ from mechanisms.candidates import GibbsMechanism
 from mechanisms.gibbs import check_weights, log_sum_exp
 from mechanisms.kernels import kernel
 from mechanisms.kernels.exposures import Exposures
-from mechanisms.kernels.gibbs_numba import deviate_sums
 from mechanisms.kernels.threads import split
 from mechanisms.pool import Floats, Ints, ReplyPool
 
@@ -113,18 +113,15 @@ class CompiledRound:
         self._advertisers = pool.num_advertisers
         self._index = pool.index
         shelf, candidates = Shelf.of(pool), mechanism.candidates(pool)
-        shown, exposures, weights = shelf.shown, candidates.exposures, candidates.weights
-        self._ads = shelf.ads
-        self._shelf = (
+        shown = shelf.shown
+        self._ads = shelf.ads.shape[1]
+        # Arguments that are the same in every round, put together once.
+        self._constant = (
+            mechanism.tau, mechanism.compiled_payments, mechanism.compiled_charges,
             shelf.ads, shown.start, shown.reply, shown.ad, shown.ctr,
-            shelf.quality, shelf.log_reference, shelf.ess,
+            shelf.quality, shelf.log_reference, shelf.ess, candidates.arrays,
         )  # fmt: skip
-        self._candidates = (
-            exposures.start, exposures.reply, exposures.ad, exposures.feature, exposures.ctr,
-            weights.log, weights.scaled, weights.log_peak, candidates.plain,
-        )  # fmt: skip
-        self._rules = mechanism.tau, mechanism.compiled_payments, mechanism.compiled_charges
-        self._grids: tuple[Floats, Floats] | None = None
+        self._grids, self._tops = np.empty((0, 0)), np.empty(0)
 
     @classmethod
     def of(cls, mechanism: Mechanism, pool: ReplyPool) -> CompiledRound | None:
@@ -133,63 +130,53 @@ class CompiledRound:
         Warns, once per pool, of importance weights that leave too little choice.
         """
         known = isinstance(mechanism, GibbsMechanism) and mechanism.compiled_charges is not None
-        if not known or kernel() != "numba" or not pool.weighted or not as_declared(mechanism):
+        if not known or kernel() != "numba" or not pool.weighted:
             return None
         check_weights(pool)
         return cls(mechanism, pool)
 
-    def serve(self, requests: Ints, bids: Floats, uniforms: Floats) -> Tally | None:
-        """Play a round; None if bids or requests are not what the mechanism takes.
+    def serve(
+        self, requests: Ints, bids: Floats, uniforms: Floats, grids: Floats | None = None
+    ) -> Tally | None:
+        """Play a round; None if requests, bids or grids are not what the mechanism takes.
 
         Args:
             requests: (R, B) indices into the pool.
             bids: (R, N) by advertiser.
             uniforms: (R * B * (1 + n),) the dice, as `agents.streams.Dice.uniforms`.
+            grids: (N, G) bids to try, for the tally's `along`.
 
         Raises:
             Unbalanced: as `agents.tally.check`.
         """
         R, B = requests.shape
+        if bids.shape != (R, self._advertisers):
+            return None
         requests, bids, parts = self._shared_out(requests, bids)
-        tally = Tally.blank(R * parts, self._advertisers)
-        verdicts = np.zeros((R * parts, 2))
-        given = (requests, bids, uniforms, *self._rules, *self._shelf, *self._candidates)
-        results = (tally.amounts, tally.means, verdicts)
+        rows = R * parts
+        tally, verdicts = Tally.blank(rows, self._advertisers), np.zeros((rows, 2))
+        given = (requests, bids, uniforms, *self._constant, tally.amounts, tally.means, verdicts)
+        kernel, work = kernels.serve, R * B * _SERVED
+        if grids is not None:
+            N, G = grids.shape
+            if self._advertisers != N or G == 0:
+                return None
+            if self._grids is not grids:
+                self._grids, self._tops = grids, grids.max(axis=1)
+            tally.along = np.empty((rows, N, G)), np.empty((rows, N, G))
+            kernel, given = kernels.serve_and_try, (*given, grids, self._tops, *tally.along)
+            work += R * B * self._ads * G * _TRIED
 
         def run(first: int, last: int) -> bool:
-            return kernels.serve(first, last, *given, *results)
+            return kernel(first, last, *given)
 
-        if not split(R * parts, R * B * _SERVED, run):
+        # a single row needs no sharing out
+        if not (run(0, 1) if rows == 1 else split(rows, work, run)):
             verdict, size = verdicts[np.argmax(verdicts[:, 0] != kernels.BALANCED)]
             if verdict == kernels.UNSERVED:
                 return None
             kernels.refuse(int(verdict), size)
-        if parts > 1:
-            amounts = tally.amounts.reshape(-1, R, parts, self._advertisers)
-            return Tally(amounts.sum(axis=2), tally.means.reshape(-1, R, parts).mean(axis=2))
-        return tally
-
-    def counterfactual(
-        self, requests: Ints, bids: Floats, grids: Floats
-    ) -> tuple[Floats, Floats] | None:
-        """As `Mechanism.counterfactual_sums`, for bids just served; None as for `serve`."""
-        (R, B), (N, G) = requests.shape, grids.shape
-        if self._grids is None or self._grids[0] is not grids:
-            if not (grids.min() >= 0 and grids.max() < np.inf):
-                return None
-            self._grids = grids, grids.max(axis=1)
-        requests, bids, parts = self._shared_out(requests, bids)
-        found = np.empty((2, R * parts, N, G))
-        tau, payment, _ = self._rules
-        given = (requests, *self._candidates, self._ads, bids, tau, *self._grids, payment, *found)
-
-        def run(first: int, last: int) -> bool:
-            return deviate_sums(first, last, *given)
-
-        if not split(R * parts, R * B * G * self._ads.shape[1] * _TRIED, run):
-            return None
-        clicks, payments = found.reshape(2, R, parts, N, G).sum(axis=2) if parts > 1 else found
-        return clicks, payments
+        return tally if parts == 1 else _joined(tally, R, parts)
 
     def _shared_out(self, requests: Ints, bids: Floats) -> tuple[Ints, Floats, int]:
         """Requests of the origin and bids by part, and how many parts a replication has."""
@@ -202,18 +189,21 @@ class CompiledRound:
         return requests, bids, parts
 
 
-def as_declared(mechanism: GibbsMechanism) -> bool:
-    """Whether a subclass has left alone what its parent's compiled rules stand for."""
+def _joined(tally: Tally, replications: int, parts: int) -> Tally:
+    """A tally of the parts of replications as one of replications."""
 
-    def owner(name: str) -> type:
-        return next(kind for kind in type(mechanism).__mro__ if name in vars(kind))
+    def by_part(sums: Floats, axis: int) -> Floats:
+        shape = sums.shape
+        return sums.reshape(*shape[:axis], replications, parts, *shape[axis + 1 :])
 
-    methods = ("run", "allocate", "charge", "counterfactual", "counterfactual_sums")
-    return issubclass(owner("compiled_payments"), owner("expected_payments")) and all(
-        issubclass(owner("compiled_charges"), owner(name)) for name in methods
-    )
+    joined = Tally(by_part(tally.amounts, 1).sum(axis=2), by_part(tally.means, 1).mean(axis=2))
+    if tally.along is not None:
+        clicks, payments = tally.along
+        joined.along = by_part(clicks, 0).sum(axis=1), by_part(payments, 0).sum(axis=1)
+    return joined
 
 
+@cache
 def equal_parts(replications: int, requests: int) -> int:
     """In how many parts of equal size the requests of each replication are served."""
     most = min(requests // _PART, _PARTS // replications)

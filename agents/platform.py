@@ -48,21 +48,30 @@ class Platform(mesa.Agent):
         self._compiled = CompiledRound.of(mechanism, pool) if live is None else None
         self._batch: tuple[Ints, ReplyPool] | None = None
 
-    def serve(self, requests: Ints, bids: Floats, dice: Dice, round: int) -> Tally:
+    def serve(
+        self, requests: Ints, bids: Floats, dice: Dice, round: int, grids: Floats | None = None
+    ) -> Tally:
         """Auction `requests` (R, B) under `bids` (R, N) with the dice of a round, and add up.
+
+        Args:
+            requests, bids, dice, round: of this round.
+            grids: (N, G) bids to try; the tally's `along` is then what `counterfactual` gives.
 
         Raises:
             Unbalanced: naming the round, if the books do not balance; see `agents.tally.check`.
         """
         try:
             if self._compiled is not None:
-                served = self._compiled.serve(requests, bids, dice.uniforms(round))
+                served = self._compiled.serve(requests, bids, dice.uniforms(round), grids)
                 if served is not None:
                     return served
                 # else the mechanism itself says what is wrong with bids or requests
-            return self.tally(requests, self.auction(requests, bids, dice.generator(round)))
+            tally = self.tally(requests, self.auction(requests, bids, dice.generator(round)))
         except Unbalanced as error:
             raise Unbalanced(f"round {round}: {error}") from None
+        if grids is not None:
+            tally.along = self.counterfactual(requests, bids, grids)
+        return tally
 
     def auction(self, requests: Ints, bids: Floats, rng: np.random.Generator) -> Outcome:
         """The outcome of `requests` (R, B) under `bids` (R, N); it has R*B requests."""
@@ -97,10 +106,6 @@ class Platform(mesa.Agent):
             bids: (R, N) the bids played; those of the others stay.
             grids: (N, G) bids to try.
         """
-        if self._compiled is not None:
-            found = self._compiled.counterfactual(requests, bids, grids)
-            if found is not None:
-                return found
         pool = self.pool
         if self.live is not None and self.mechanism.tells_of_other_bids:
             # else what the LLM would have written is known from the recording only

@@ -13,7 +13,7 @@ from mechanisms.gibbs import kl_from_reference
 from mechanisms.pool import Floats, ReplyPool
 
 AMOUNTS = ("shown", "requests", "clicks", "charges", "exposure", "itctr", "payments")
-MEANS = ("user_satisfaction", "kl", "ess")
+MEANS = ("user_satisfaction", "kl", "ess", "charged")
 TOLERANCE = 1e-9
 
 
@@ -26,14 +26,17 @@ class Tally:
 
     Attributes:
         amounts: (7, R, N), in the order of `AMOUNTS`; each has a property of its name.
-        means: (3, R), in the order of `MEANS`.
+        means: (4, R), in the order of `MEANS`; each has a property of its name.
+        along: expected clicks and payments, both (R, N, G), had one advertiser bid along its grid
+            and the others as they did; None if nobody asked.
     """
 
-    __slots__ = ("amounts", "means")
+    __slots__ = ("along", "amounts", "means")
 
     def __init__(self, amounts: Floats, means: Floats) -> None:
         self.amounts = amounts
         self.means = means
+        self.along: tuple[Floats, Floats] | None = None
 
     @classmethod
     def blank(cls, replications: int, advertisers: int) -> Tally:
@@ -91,6 +94,11 @@ class Tally:
         """(R,) mean effective sample size of the importance weights."""
         return self.means[2]
 
+    @property
+    def charged(self) -> Floats:
+        """(R,) mean charge for a request, less what the platform forgives; charges add up to it."""
+        return self.means[3]
+
 
 def add_up(batch: ReplyPool, outcome: Outcome, replications: int, referenced: bool) -> Tally:
     """Sum an outcome by replication and advertiser.
@@ -117,7 +125,8 @@ def add_up(batch: ReplyPool, outcome: Outcome, replications: int, referenced: bo
     if referenced:
         kl = kl_from_reference(batch.log_weights, outcome.probabilities)
     satisfaction = (outcome.probabilities * batch.quality).sum(axis=1)
-    means = np.stack([satisfaction, kl, batch.effective_sample_size])
+    charged = outcome.charges.sum(axis=1)
+    means = np.stack([satisfaction, kl, batch.effective_sample_size, charged])
     bins = (batch.ads + N * np.repeat(np.arange(R), len(kl) // R)[:, None]).ravel()
     amounts = [
         np.bincount(bins, weights=by_request[name].ravel(), minlength=R * N) for name in AMOUNTS

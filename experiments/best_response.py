@@ -4,7 +4,7 @@ Advertisers start truthful and take turns. Each moves to the bid that is best ag
 bids, over every request of the pool with equal weight:
 
     utility maximizer    max_b  Σ_x v·itctr(b) − payment(b)                    b in [0, 1.5 v]
-    value maximizer      max_b  Σ_x v·itctr(b)                                 b in [0, 4 v/tau_roi]
+    value maximizer      max_b  Σ_x v·itctr(b)                                b in [0, 10 v/tau_roi]
                          subject to  Σ_x v·itctr(b) >= tau_roi · Σ_x payment(b)
 
 until nobody moves. Outcomes come from `Mechanism.allocate` alone, so a mistake in the kernels that
@@ -27,14 +27,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 
-from agents.learners.base import UTILITY_REACH, VALUE_REACH, Population
+from agents.learners.base import UTILITY_REACH, VALUE_REACH, Population, meets
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
 from mechanisms.pool import Floats, Ints, ReplyPool
 
 TIE = 1e-12  # gains below this fraction of the score are none
 GAIN = 1e-3  # smallest gain, as a fraction of the score, that speaks against convergence
-SLACK = 1e-9  # of what a target ROI asks for, for rounding
 COPIES = 20_000  # requests allocated in one call, to bound memory
 
 NEVER_SHOWN = "never shown: every bid gives 0"
@@ -179,8 +178,7 @@ class _Bidder:
         value, paid = self.outcome(bids, tried)
         if not self.value_maximizer:
             return value - paid
-        owed = self.roi * paid
-        return np.where(value >= owed - SLACK * np.abs(owed), value, -np.inf)
+        return np.where(meets(value, paid, self.roi), value, -np.inf)
 
     def respond(self, bids: Floats, grid: int, zoom: int) -> tuple[float, float]:
         """The best bid against `bids`, and the gain as a fraction of what it attains.

@@ -131,6 +131,9 @@ def equilibrium(
 ) -> None:
     """Find the equilibrium that learners settle in, and how far from an exact one it is."""
     if known:
+        chosen = (scenario, mechanism, learner, rounds, starts, catalog)
+        if chosen != ("default", None, "hedge", None, 8, None):
+            raise BadInput("--known brings its own markets; give --seed and --out at most")
         from experiments.bayesian.page import write_known
 
         print(write_known(seed, out or Path("results") / f"known-equilibria-seed{seed}", _say))
@@ -156,6 +159,8 @@ def compare(
     ] = None,
     learner: Annotated[list[str] | None, typer.Option(help="A learner, repeatable.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="Populations drawn per cell.")] = 8,
+    rounds: Annotated[int, typer.Option(min=4, help="Rounds of learning.")] = 2000,
+    starts: Annotated[int, typer.Option(min=1, help="Starting points of each.")] = 2,
     executor: Annotated[str, typer.Option(help="serial, processes or ray.")] = "processes",
     workers: Annotated[
         int | None, typer.Option(min=1, help="At once; default one per core.")
@@ -173,7 +178,7 @@ def compare(
         run_compare(
             described, seed, folder, _say,
             mechanisms=mechanism, shares=share, learners=learner,
-            draws=draws, executor=executor, workers=workers,
+            draws=draws, rounds=rounds, starts=starts, executor=executor, workers=workers,
         )
     )  # fmt: skip
 

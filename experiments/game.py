@@ -12,6 +12,11 @@ it owes, `tau_roi·p − v·x`, counts beside its gain, so that a profile is an 
 where both are 0. NashConv (exploitability) is their sum over advertisers; divided by the value that
 all of them attain, it is free of units.
 
+Best replies are searched for: on an even grid, finely around its several highest peaks, and, under
+slot auctions, just above the bids at which an advertiser gets into a reply. What is found can be
+attained, so gains and exploitability are *lower bounds*: exact for smooth rules and for a single
+slot up to the resolution, where more slots or mixed rivals make many jumps perhaps too low.
+
 All deviations come from `Mechanism.counterfactual`, R profiles at a time. `best_response.py` finds
 equilibria from `Mechanism.allocate` alone, as an independent check of these.
 
@@ -20,23 +25,61 @@ Shapes: profiles R, advertisers N, grid bids G; requests B and ads n of the pool
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from agents.learners.base import UTILITY_REACH, VALUE_REACH, Population
+from agents.learners.base import UTILITY_REACH, VALUE_REACH, Population, meets
+from experiments.critical_bids import critical_bids
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
-from mechanisms.pool import Floats, ReplyPool
+from mechanisms.pool import Floats, Ints, ReplyPool
 
-ROUNDING = 1e-9  # of what a target ROI asks for, forgiven as rounding
-COARSE, FINE = 61, 13
-"""Points of the first grid over an advertiser's range, and of each finer one around the best."""
+COARSE, FINE, PEAKS = 121, 13, 3
+"""Points of the first grid over an advertiser's range, of each finer one around a peak, and of how
+many of the highest peaks."""
 RESOLUTION = 1e-4  # of the truthful bid: where the search for a best reply ends
 _BLOCK = 4_000_000  # outcomes of deviations held at once
+Objective = Literal["utility", "value"]
+
+
+def population_of(
+    pool: ReplyPool,
+    values: ArrayLike,
+    objective: Objective | Sequence[Objective] = "utility",
+    roi: ArrayLike | None = None,
+) -> Population:
+    """Private types of all N advertisers of a pool, without budgets.
+
+    Raises:
+        BadInput: not one for each advertiser, an unknown objective, or a number not above 0.
+    """
+    N = pool.num_advertisers
+    values = np.asarray(values, dtype=np.float64)
+    if values.shape != (N,):
+        raise BadInput(f"values have shape {values.shape}; give one for each of {N} advertisers")
+    kinds = [objective] * N if isinstance(objective, str) else list(objective)
+    unknown = [kind for kind in kinds if kind not in ("utility", "value")]
+    if unknown or len(kinds) != N:
+        what = f"{unknown[0]!r}" if unknown else f"{len(kinds)} entries"
+        raise BadInput(f"objective has {what}; give 'utility' or 'value', or {N} of them")
+    targets = np.asarray(1.0 if roi is None else roi, dtype=np.float64)
+    if targets.shape not in ((), (N,)):
+        raise BadInput(f"roi has shape {targets.shape}; give a number, or one for each of {N}")
+    for name, given in (("values", values), ("roi", targets)):
+        if not (np.isfinite(given) & (given > 0)).all():
+            raise BadInput(f"{name} hold a number that is not above 0 and finite; give others")
+    vm = np.array([kind == "value" for kind in kinds])
+    return Population(
+        values=values,
+        value_maximizer=vm,
+        target_roi=np.where(vm, targets, 1.0),
+        budget=np.full(N, np.inf),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,14 +185,13 @@ class Game:
     def objective(self, value: Floats, payment: Floats) -> Floats:
         """(..., N, G) what is maximised: minus infinity where a target ROI is missed."""
         vm = self.people.value_maximizer[:, None]
-        owed = self.people.target_roi[:, None] * payment
-        meets = value >= owed - ROUNDING * np.abs(owed)
-        return np.where(vm, np.where(meets, value, -np.inf), value - payment)
+        met = meets(value, payment, self.people.target_roi[:, None])
+        return np.where(vm, np.where(met, value, -np.inf), value - payment)
 
     def best_replies(
         self, bids: ArrayLike, also: ArrayLike | None = None, *, pooled: bool = False
     ) -> BestReplies:
-        """Best fixed bids against each profile: a coarse grid, then finer ones around its best.
+        """Best fixed bids against each profile that a search finds; see the module.
 
         The bids played (on average, where profiles are pooled) and the truthful ones are tried too,
         so that the reply to a profile is never worse than what is played. Of bids that do equally
@@ -167,20 +209,29 @@ class Game:
         grid = self.top[:, None] * np.linspace(0, 1, COARSE)
         truthful = np.broadcast_to(self.people.truthful_bids, (R, N))
         tried = [np.broadcast_to(grid, (R, N, COARSE)), np.stack([played, truthful], axis=2)]
+        # against many draws outcomes jump everywhere, a little
+        jumps = critical_bids(self.mechanism, self.pool, played)
+        tried.append(np.where(jumps <= self.top[:, None], jumps, 0.0))
         if also is not None:
             also = np.asarray(also, dtype=np.float64)
             tried.append(np.broadcast_to(also, (R, *also.shape)))
-        best = self._best_of(bids, np.concatenate(tried, axis=2))
+        found = self._scored(bids, np.sort(np.concatenate(tried, axis=2), axis=2))
+        peaks = _at(found, _highest_peaks(found[0]))
         width = self.top / (COARSE - 1)
         while (width > RESOLUTION * self.people.truthful_bids).any():
-            low = np.maximum(best.bids - width, 0.0)
-            high = np.minimum(best.bids + width, self.top)
-            steps = np.linspace(0, 1, FINE)
-            finer = low[:, :, None] + (high - low)[:, :, None] * steps
+            low = np.maximum(peaks[1] - width[:, None], 0.0)
+            high = np.minimum(peaks[1] + width[:, None], self.top[:, None])
+            finer = low[..., None] + (high - low)[..., None] * np.linspace(0, 1, FINE)
             # the best so far goes along: a finer grid may miss it
-            best = self._best_of(bids, np.concatenate([finer, best.bids[:, :, None]], axis=2))
+            finer = np.sort(np.concatenate([finer, peaks[1][..., None]], axis=3), axis=3)
+            found = self._scored(bids, finer.reshape(R, N, -1))
+            around = tuple(x.reshape(finer.shape) for x in found)
+            # bids ascend, so that the first of the greatest is the lowest
+            peaks = tuple(x[..., 0] for x in _at(around, around[0].argmax(axis=3)[..., None]))
             width = 2 * width / (FINE - 1)
-        return best
+        score, tried = peaks[:2]
+        lowest = np.where(score == score.max(axis=2, keepdims=True), tried, np.inf).argmin(axis=2)
+        return BestReplies(*(x[:, :, 0] for x in _at(peaks, lowest[:, :, None])[1:]))
 
     def gains(self, bids: ArrayLike, also: ArrayLike | None = None) -> Gains:
         """What each advertiser could gain against each profile; `also` as in `best_replies`."""
@@ -190,26 +241,25 @@ class Game:
         vm = self.people.value_maximizer
         now = np.where(vm, value, value - payment)
         attainable = np.where(vm, best.value, best.value - best.payment)
-        owed = np.where(vm, self.people.target_roi * payment - value, 0.0)
-        forgiven = ROUNDING * self.people.target_roi * payment
+        target = self.people.target_roi
+        missed = vm & ~meets(value, payment, target)
         return Gains(
             gain=np.maximum(attainable - now, 0.0),
-            owed=np.where(owed > forgiven, owed, 0.0),
+            owed=np.where(missed, target * payment - value, 0.0),
             value=value,
             best=best,
         )
 
-    def _best_of(self, bids: Floats, tried: Floats) -> BestReplies:
-        """The best of `tried` (R, N, K), against each of R profiles or, for R = 1, against all."""
-        tried = np.sort(tried, axis=2)
+    def _scored(self, bids: Floats, tried: Floats) -> tuple[Floats, ...]:
+        """(R, N, K) each: objective, bid, value and payment of `tried` (R, N, K).
+
+        Against each of the profiles or, for R = 1, against all of them.
+        """
         if len(tried) < len(bids):
             value, payment = (x.mean(axis=0)[None] for x in self.curves(bids, tried[0]))
         else:
             value, payment = self.curves(bids, tried)
-        # bids ascend, so that the first of the greatest is the lowest
-        pick = self.objective(value, payment).argmax(axis=2)[:, :, None]
-        chosen = (np.take_along_axis(x, pick, axis=2)[:, :, 0] for x in (tried, value, payment))
-        return BestReplies(*chosen)
+        return self.objective(value, payment), tried, value, payment
 
     def _profiles(self, bids: ArrayLike) -> Floats:
         bids = np.asarray(bids, dtype=np.float64)
@@ -239,3 +289,19 @@ class Game:
             np.bincount(bins, amounts.ravel(), R * N * G).reshape(R, N, G) / B for amounts in found
         )
         return clicks, payments
+
+
+def _at(found: tuple[Floats, ...], pick: Ints) -> tuple[Floats, ...]:
+    return tuple(np.take_along_axis(x, pick, axis=-1) for x in found)
+
+
+def _highest_peaks(score: Floats) -> Ints:
+    """(R, N, PEAKS) where scores (R, N, K) are locally greatest, best first; of plateaus the start.
+
+    Where there are fewer peaks, other bids fill the places.
+    """
+    outside = np.full((*score.shape[:2], 1), -np.inf)
+    before = np.concatenate([outside, score[:, :, :-1]], axis=2)
+    after = np.concatenate([score[:, :, 1:], outside], axis=2)
+    height = np.where((score > before) & (score >= after), score, -np.inf)
+    return np.argsort(-height, axis=2, kind="stable")[:, :, :PEAKS]

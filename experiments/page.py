@@ -210,7 +210,8 @@ def check_folder(folder: Path, subject: Subject) -> None:
     if earlier is not None and any(
         earlier.get(key) != value for key, value in subject.identity.items()
     ):
-        raise BadInput(f"--out {folder} holds another {subject.kind}; choose another folder")
+        kind = earlier.get("kind", "result")
+        raise BadInput(f"--out {folder} holds another {kind}; choose another folder")
     own = set(earlier["files"]) if earlier is not None else set()
     foreign = [name for name in there if name not in own]
     if foreign:

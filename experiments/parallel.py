@@ -126,10 +126,7 @@ def run_all(
         BadInput: the same, where a job raised that; an unknown executor, no workers, Ray missing or
             out of reach, or a job listed twice.
     """
-    if executor not in get_args(Executor):
-        raise BadInput(f"no executor {executor!r}; give one of {', '.join(get_args(Executor))}")
-    if workers is not None and workers < 1:
-        raise BadInput(f"workers is {workers}; give at least 1")
+    check_executor(executor, workers)
     if len(set(jobs)) < len(jobs):
         raise BadInput("a job is listed twice; list each once")
     done = {job: kept.load(function, job) for job in jobs} if kept else {}
@@ -147,6 +144,20 @@ def run_all(
             done[job] = Attempt(result)
             bar.update()
     return [done[job].result for job in jobs]
+
+
+def check_executor(executor: Executor, workers: int | None = None) -> None:
+    """Refuse what `run_all` would refuse of these; for callers with much to do before it.
+
+    Raises:
+        BadInput: an unknown executor, no workers, or Ray missing.
+    """
+    if executor not in get_args(Executor):
+        raise BadInput(f"no executor {executor!r}; give one of {', '.join(get_args(Executor))}")
+    if workers is not None and workers < 1:
+        raise BadInput(f"workers is {workers}; give at least 1")
+    if executor == "ray":
+        _ray()
 
 
 def stream(seed: int, *key: str | int | float) -> np.random.Generator:
@@ -204,12 +215,7 @@ def _over_processes(
 def _over_ray(
     function: Function, jobs: Sequence[Job], shared: Any, workers: int | None
 ) -> Iterator[tuple[Job, Attempt]]:
-    try:
-        import ray
-    except ImportError:
-        raise BadInput(
-            'executor ray needs Ray, which is not installed; pip install "admarket[ray]"'
-        ) from None
+    ray = _ray()
     with _cluster(ray, workers):
         remotely = ray.remote(num_cpus=1)(_attempt)
         what, everywhere = ray.put(function), ray.put(shared)
@@ -224,6 +230,17 @@ def _over_ray(
             except ray.exceptions.RayError as error:
                 attempt = Attempt(error=f"Ray lost it, {type(error).__name__}")
             yield running.pop(first), attempt
+
+
+def _ray() -> Any:
+    """The module; it takes a second to import, so that only who asks for Ray does."""
+    try:
+        import ray
+    except ImportError:
+        raise BadInput(
+            'executor ray needs Ray, which is not installed; pip install "admarket[ray]"'
+        ) from None
+    return ray
 
 
 _EXECUTORS = {"serial": _serially, "processes": _over_processes, "ray": _over_ray}

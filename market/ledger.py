@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from agents import Advertiser
-from agents.tally import AMOUNTS, MEANS, Tally
+from agents.tally import AMOUNTS, MEANS, TOLERANCE, Tally, Unbalanced
 from market.result import Result
 from mechanisms.pool import Floats
 
@@ -35,9 +35,13 @@ RECORDED = ("bid", *AMOUNTS[1:])
 class Ledger:
     """Records of a run: R replications, N advertisers, as many rounds as are recorded.
 
-    Rounds fill a chunk of `CHUNK_BYTES`, and full chunks are appended to a temporary file: memory
-    stays flat however long the run. The file has no name and is gone with the ledger, or with the
-    process; it lies where `TMPDIR` says, which for long runs should be a disk.
+    Rounds fill a chunk of `CHUNK_BYTES`, and full chunks are appended to a temporary file: while a
+    market is stepped memory stays flat, however long the run. (Frames and `result` are of all
+    rounds, in memory.) The file has no name and is gone with the ledger, or with the process; it
+    lies where `TMPDIR` says, which for long runs should be a disk.
+
+    Every round's charges by advertiser must add up to what the platform asked for, less what it
+    forgave: looked into a chunk at a time, and before any frame is made.
 
     Args:
         label: what results call the run.
@@ -71,16 +75,21 @@ class Ledger:
         self._chunk = np.empty(max(1, CHUNK_BYTES // row.itemsize), row)
         self._amounts, self._means = self._chunk["amounts"], self._chunk["means"]
         self._filled = 0  # rows of the chunk
+        self._checked = 0  # of these
         self._file: IO[bytes] | None = None
 
     def record(self, bids: Floats, tally: Tally) -> None:
-        """Book a round: `bids` (R, N) as served, `tally` as settled."""
+        """Book a round: `bids` (R, N) as served, `tally` as settled.
+
+        Raises:
+            Unbalanced: naming it, if an earlier round's charges do not add up.
+        """
         if self._filled == len(self._chunk):
             self._spill()
-        amounts = self._amounts[self._filled]
-        amounts[0] = bids
-        amounts[1:] = tally.amounts[1:]
-        self._means[self._filled] = tally.means
+        row = self._filled
+        self._amounts[row] = tally.amounts
+        self._amounts[row, 0] = bids
+        self._means[row] = tally.means
         self._filled += 1
         self.rounds += 1
 
@@ -95,7 +104,11 @@ class Ledger:
         )[name][:, 0]
 
     def result(self) -> Result:
-        """Frames of the rounds recorded so far, with their summary."""
+        """Frames of the rounds recorded so far, with their summary.
+
+        Raises:
+            Unbalanced: naming the round whose charges do not add up.
+        """
         return Result.of(self.rounds_frame(), self.advertisers_frame())
 
     def rounds_frame(self) -> pl.DataFrame:
@@ -175,18 +188,37 @@ class Ledger:
             "regularised_welfare": welfare - self.tau * means["kl"],
             "ads_per_reply": amounts["exposure"].sum(axis=2) / B,
             "clicks": amounts["clicks"].sum(axis=2) / B,
-            **means,
+            **{name: mean for name, mean in means.items() if name in PER_ROUND},
         }
 
     def _spill(self) -> None:
         """Append the chunk to the file, and start it anew."""
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="admarket-")  # noqa: SIM115 (as long as self)
+        self._check()
         self._file.write(self._chunk[: self._filled].view(np.uint8))
-        self._filled = 0
+        self._filled = self._checked = 0
+
+    def _check(self) -> None:
+        """Refuse rounds, of those not looked into yet, whose charges miss the revenue."""
+        unseen = self._chunk[self._checked : self._filled]
+        charges, payments = (
+            unseen["amounts"][:, RECORDED.index(name)] for name in ("charges", "payments")
+        )
+        revenue = unseen["means"][:, MEANS.index("charged")] * self.requests_per_round
+        gap = np.abs(charges.sum(axis=2) - revenue)
+        # payments are not capped: where much was forgiven, rounding is of their size
+        size = 1 + np.abs(charges).sum(axis=2) + np.abs(payments).sum(axis=2)
+        lost = ~(gap <= TOLERANCE * size)
+        if lost.any():
+            row = int(lost.any(axis=1).argmax())
+            first = self.rounds - self._filled + self._checked
+            raise Unbalanced(f"round {first + row}: charges miss the revenue by {gap[row].max():g}")
+        self._checked = self._filled
 
     def _table(self, kind: str, k: int) -> Floats:
         """(R, T, ...) the k-th record of a kind, of all rounds."""
+        self._check()
         parts = [self._chunk[: self._filled]]
         spilled = self.rounds - self._filled
         if self._file is not None:

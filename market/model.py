@@ -10,6 +10,10 @@ Budgets are hard. The round that exhausts an advertiser's budget is served as bi
 charges no more than what is left and forgives the rest; from the next round on the advertiser bids
 0 in that replication. Spending therefore never exceeds the budget. Expected payments are recorded
 as the mechanism states them, uncapped.
+
+Who bids 0 stays a candidate: a reply may show its ad all the same, for nothing, since the LLM wrote
+it and no bid speaks against it. Clicks on it count as the advertiser's value, hence towards its ROI
+and in welfare, long after its budget is gone.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import mesa
@@ -48,30 +52,25 @@ class Group:
     learner: Learner
     everybody: bool
 
-    @property
+    @cached_property
     def members(self) -> slice | Ints:
         """What picks the group's columns of an array; a slice where nothing need be copied."""
         return slice(None) if self.everybody else self.index
 
-    def feedback(self, tally: Tally, clicks: Floats | None, payments: Floats | None) -> Feedback:
-        """What the learner may see of a round; (R, N, G) counterfactuals if it has a grid."""
-        ours, grid = tally, self.learner.grid
+    def feedback(self, tally: Tally) -> Feedback:
+        """What the learner may see of a round, and along its grid if it has one."""
+        amounts, grid = tally.amounts, self.learner.grid
         if not self.everybody:
-            ours = Tally(tally.amounts.take(self.index, axis=2), tally.means)
-        if grid is None or clicks is None or payments is None:
-            clicks = payments = None
-        else:
-            width = slice(grid.shape[1])
-            clicks, payments = clicks[:, self.members, width], payments[:, self.members, width]
-        return Feedback(
-            clicks=ours.clicks,
-            charges=ours.charges,
-            itctr=ours.itctr,
-            payments=ours.payments,
-            requests=ours.requests,
-            grid_itctr=clicks,
-            grid_payments=payments,
-        )
+            amounts = amounts.take(self.index, axis=2)
+        _, requests, clicks, charges, _, itctr, payments = amounts
+        seen = Feedback(clicks, charges, itctr, payments, requests)
+        if grid is not None and tally.along is not None:
+            clicks, payments = tally.along
+            if not self.everybody:  # others' grids may be wider
+                width = slice(grid.shape[1])
+                clicks, payments = clicks[:, self.index, width], payments[:, self.index, width]
+            seen.grid_itctr, seen.grid_payments = clicks, payments
+        return seen
 
 
 class MarketModel(mesa.Model):
@@ -139,7 +138,7 @@ class MarketModel(mesa.Model):
         # Charging exactly what is left may miss the budget by a rounding error.
         self._least_left = np.where(np.isfinite(self.budgets), 1e-12 * self.budgets, -np.inf)
         self.bids = np.zeros((R, N))
-        self.account = Account.open(R, N)
+        self.account = Account.open(self.values, R)
         self.groups = self._form_groups(specs)
         self._create_advertisers(specs, titles)
         self.platform = Platform(self, mechanism, pool, live)
@@ -163,9 +162,9 @@ class MarketModel(mesa.Model):
             raise RuntimeError(f"all {self.scenario.rounds} rounds are played")
         requests = self.requests_arrive()
         self.advertisers_bid()
-        tally = self.platform.serve(requests, self.bids, self.dice, self.round)
+        tally = self.platform.serve(requests, self.bids, self.dice, self.round, self._tried)
         self.settle(tally)
-        self.learners_learn(requests, tally)
+        self.learners_learn(tally)
         self.record(tally)
 
     def run(self, rounds: int | None = None, progress: bool = False) -> Result:
@@ -187,23 +186,25 @@ class MarketModel(mesa.Model):
 
     def advertisers_bid(self) -> None:
         """Ask every learner for bids; whoever has nothing left to spend bids 0."""
-        for group in self.groups:
+        for group in self._groups:
             self.bids[:, group.members] = group.learner.bids()
         if self.budgeted:
             self.bids[self.left_to_spend() <= 0] = 0.0
 
     def settle(self, tally: Tally) -> None:
-        """Cap charges at what is left of budgets, and book the round."""
+        """Cap charges at what is left of budgets, forgive the rest, and book the round."""
         if self.budgeted:
-            np.minimum(tally.charges, self.left_to_spend(), out=tally.charges)
-        self.account.settle(tally, self.values)
+            left = self.left_to_spend()
+            forgiven = np.maximum(tally.charges - left, 0.0).sum(axis=1)
+            np.minimum(tally.charges, left, out=tally.charges)
+            tally.charged[:] -= forgiven / self.scenario.requests_per_round
+        self.account.settle(tally)
 
-    def learners_learn(self, requests: Ints, tally: Tally) -> None:
+    def learners_learn(self, tally: Tally) -> None:
         """Give every learner what it may see of the round."""
-        clicks, payments = self._counterfactuals(requests)
-        for group in self.groups:
+        for group in self._groups:
             if group.learner.feedback != "none":
-                group.learner.learn(group.feedback(tally, clicks, payments))
+                group.learner.learn(group.feedback(tally))
 
     def record(self, tally: Tally) -> None:
         """Write the round into the ledger, count it, and collect if it is due."""
@@ -218,6 +219,16 @@ class MarketModel(mesa.Model):
         """(R, N) budget less charges so far; infinite without a budget."""
         left = self.budgets - self.account.payments
         return np.where(left > self._least_left, left, 0.0)
+
+    @property
+    def groups(self) -> list[Group]:
+        """The advertisers by learner; the learners' grids are read when they are set."""
+        return self._groups
+
+    @groups.setter
+    def groups(self, groups: list[Group]) -> None:
+        self._groups = groups
+        self._tried = self._bids_to_try()
 
     @property
     def advertisers(self) -> list[Advertiser]:
@@ -272,20 +283,14 @@ class MarketModel(mesa.Model):
                 )
             )
 
-    def _counterfactuals(self, requests: Ints) -> tuple[Floats | None, Floats | None]:
-        """(R, N, G) expected clicks and payments along all learners' grids; None if none asks.
+    def _bids_to_try(self) -> Floats | None:
+        """(N, G) grids of all learners, side by side; None if none has a grid.
 
         Shorter grids repeat their last bid, and advertisers whose learner has no grid bid 0.
         """
-        grids = [(g, g.learner.grid) for g in self.groups if g.learner.grid is not None]
+        grids = [(g, g.learner.grid) for g in self._groups if g.learner.grid is not None]
         if not grids:
-            return None, None
-        widest = max((grid for _, grid in grids), key=lambda grid: grid.shape[1])
-        tried = widest if len(widest) == len(self.values) else self._side_by_side(grids)
-        return self.platform.counterfactual(requests, self.bids, tried)
-
-    def _side_by_side(self, grids: Sequence[tuple[Group, Floats]]) -> Floats:
-        """(N, G) bids to try: of every group, shorter grids going on with their last bid."""
+            return None
         tried = np.zeros((len(self.values), max(grid.shape[1] for _, grid in grids)))
         for group, grid in grids:
             width = grid.shape[1]

@@ -8,11 +8,15 @@ users, budgets, records) is the market's own.
                   and 10 for value maximizers; truthful is v, and v / τ for value maximizers
     reward        per request, of what was realised or expected (`signal`):
                   utility maximizer   v x − p
-                  value maximizer     v x + λ (v x − τ p), over 1 + λ, with a fixed price λ of ROI
+                  value maximizer     v x + λ (v x − τ p), over 1 + λ, λ the price of ROI
     observation   see `OBSERVED`; only what an advertiser may know, and no unit of money
 
-A fixed λ keeps rewards stationary: a value maximizer that maximises them meets its target to the
-extent that λ is high enough for its market. (Learner `reinforce` moves λ by itself.)
+What a value maximizer earns is `v x − λ τ p / (1 + λ)`: at a *fixed* λ it is a utility maximizer
+who values a click at `v (1 + λ) / (λ τ)`, and rewards are stationary. It bids like a value
+maximizer only if λ is the shadow price of the target in its market: at a lower one it misses the
+target, at a higher one it gives up value that the target leaves room for. `roi_price="moving"`
+finds that price as learners do (`agents.learners.lagrangian`): λ rises with every round that misses
+the target and falls with every one that beats it.
 
 `train_reinforce` trains the policy of that learner through this interface alone.
 
@@ -23,8 +27,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from gymnasium.spaces import Box
@@ -33,7 +38,7 @@ from pettingzoo import ParallelEnv
 
 from agents.learners import Feedback, Learner
 from agents.learners.base import SIGNALS, UTILITY_REACH, VALUE_REACH
-from agents.learners.lagrangian import worth
+from agents.learners.lagrangian import initial_multiplier, move_multiplier, worth
 from agents.learners.reinforce import LogNormalPolicy
 from market.model import MarketModel
 from mechanisms.base import Mechanism
@@ -42,17 +47,19 @@ from mechanisms.pool import Floats, ReplyPool
 from mechanisms.registry import make_mechanism
 
 OBSERVED = (
-    "bid multiple of the last round",
+    "bid of the last round over the truthful one; 0 once the budget is gone",
     "share of the last round's requests in which it was a candidate",
     "clicks per request, last round",
-    "charge per request, last round, over value per click",
-    "ROI so far over target ROI (1 for utility maximizers), at most 10; 0 before any charge",
+    "charge per request, last round, over value per click; below 0 where the platform paid",
+    "ROI so far over target ROI (1 for utility maximizers), at most 10; 0 if nothing is paid",
     "share of the budget left; 1 without a budget",
     "share of rounds left",
     "1 for a value maximizer, else 0",
 )
 """Entries of an observation, in order. Before the first round the first four are 0."""
+CHARGE = 3  # its place in an observation
 HIGHEST_ROI = 10.0
+MOVING = "moving"
 
 Observations = dict[str, NDArray[np.float32]]
 
@@ -65,14 +72,17 @@ class MarketEnv(ParallelEnv):
         pool: candidate replies; default the scenario's, recorded or synthetic.
         mechanism: default the scenario's.
         signal: `realised` rewards clicks and charges, `expected` what was expected of the round.
-        roi_price: λ in the rewards of value maximizers, >= 0.
+        roi_price: λ in the rewards of value maximizers: a number >= 0, or `moving`, which starts
+            at 1 in every episode (but see `reset`).
 
     Attributes:
         market: the `MarketModel` of this episode, with its ledger; None before `reset`.
+        roi_prices: (N,) λ of the next reward; 0 for utility maximizers.
         reach: (N,) highest multiple of the truthful bid.
 
     Raises:
-        BadInput: a live scenario, an unknown signal, a negative price, or what `MarketModel` says.
+        BadInput: a live scenario, an unknown signal, a price that is none, or what `MarketModel`
+            says.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "admarket_v0", "render_modes": []}
@@ -84,12 +94,13 @@ class MarketEnv(ParallelEnv):
         pool: ReplyPool | None = None,
         mechanism: Mechanism | None = None,
         signal: str = "realised",
-        roi_price: float = 1.0,
+        roi_price: float | Literal["moving"] = 1.0,
     ) -> None:
         if signal not in SIGNALS:
             raise BadInput(f"signal must be one of {', '.join(SIGNALS)}; got {signal!r}")
-        if not 0 <= roi_price < np.inf:
-            raise BadInput(f"roi_price must be finite and >= 0; got {roi_price}")
+        moving = roi_price == MOVING
+        if not moving and not (isinstance(roi_price, Real) and 0 <= roi_price < np.inf):
+            raise BadInput(f"roi_price must be finite and >= 0, or {MOVING!r}; got {roi_price!r}")
         if mechanism is None:
             wanted = scenario.mechanism
             mechanism = make_mechanism(wanted.name, **dict(wanted.parameters))
@@ -99,21 +110,24 @@ class MarketEnv(ParallelEnv):
                 raise BadInput("MarketEnv trades on recorded replies; set replies.source")
         self.scenario = _steered(scenario)
         self.pool, self.mechanism = pool, mechanism
-        self.signal, self.roi_price = signal, float(roi_price)
+        self.signal, self._moving = signal, moving
         self.market: MarketModel | None = None
         specs = self.scenario.advertisers
         vm = np.array([spec.objective == "value" for spec in specs])
         self.reach = np.where(vm, VALUE_REACH, UTILITY_REACH)
+        self.roi_prices = np.where(vm, 1.0 if moving else float(roi_price), 0.0)
+        self._dual: dict[str, NDArray] | None = None  # of λ, where it moves
         self.possible_agents = [f"advertiser_{i}" for i in range(len(specs))]
         self.agents: list[str] = []
-        high = np.full(len(OBSERVED), np.inf, np.float32)
+        low, high = np.zeros(len(OBSERVED), np.float32), np.full(len(OBSERVED), np.inf, np.float32)
+        low[CHARGE] = -np.inf  # a settlement may pay an advertiser
         # PettingZoo wants the same object for an agent each time: seeding a space must last.
         self._actions = {
             agent: Box(0.0, np.float32(reach), (1,), np.float32)
             for agent, reach in zip(self.possible_agents, self.reach, strict=True)
         }
         self._observations = {
-            agent: Box(np.zeros_like(high), high) for agent in self.possible_agents
+            agent: Box(low, high, dtype=np.float32) for agent in self.possible_agents
         }
         self._seeds = np.random.default_rng(0)
 
@@ -128,7 +142,13 @@ class MarketEnv(ParallelEnv):
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observations, dict[str, dict]]:
-        """Open a new market. Episodes after a `seed` differ, by seeds that follow from it."""
+        """Open a new market. Episodes after a `seed` differ, by seeds that follow from it.
+
+        Args:
+            seed: of this episode's market and of what follows.
+            options: `{"keep_prices": True}` lets a moving λ go on from where the last episode left
+                it, for training over many.
+        """
         if seed is not None:
             self._seeds = np.random.default_rng(seed)
         drawn = int(self._seeds.integers(2**31))
@@ -138,6 +158,10 @@ class MarketEnv(ParallelEnv):
         [group] = self.market.groups
         self._steered = Steered(group.learner.population, 1, self._seeds)
         self.market.groups = [replace(group, learner=self._steered)]
+        keep = self._dual is not None and (options or {}).get("keep_prices", False)
+        if self._moving and not keep:
+            self._dual = initial_multiplier(group.learner.population, 1)
+            self.roi_prices = self._dual["multiplier"][0]
         self.agents = list(self.possible_agents)
         return self._observe(), {agent: {} for agent in self.agents}
 
@@ -163,8 +187,12 @@ class MarketEnv(ParallelEnv):
         people = self._steered.population
         clicks, charges = self._steered.last.outcome(self.signal)
         value = people.values * clicks
-        prices = np.where(people.value_maximizer, self.roi_price, 0.0)
-        rewards = worth(people, prices, value, charges)[0] / self.scenario.requests_per_round
+        rewards = worth(people, self.roi_prices, value, charges)[0]
+        rewards = rewards / self.scenario.requests_per_round
+        if self._dual is not None:
+            self._dual["rounds"] = self._dual["rounds"] + 1
+            move_multiplier(self._dual, people, value, charges)
+            self.roi_prices = self._dual["multiplier"][0]
         over = self.market.round >= self.scenario.rounds
         agents = self.agents
         result = (
@@ -186,20 +214,20 @@ class MarketEnv(ParallelEnv):
         N, B = len(people.values), self.scenario.requests_per_round
         seen = np.zeros((N, len(OBSERVED)))
         if last is not None:
-            seen[:, 0] = self._steered.multiples[0]
+            seen[:, 0] = market.bids[0] / people.truthful_bids
             seen[:, 1] = last.requests[0] / B
             seen[:, 2] = last.clicks[0] / B
-            seen[:, 3] = last.charges[0] / B / people.values
+            seen[:, CHARGE] = last.charges[0] / B / people.values
         value, paid = market.account.value[0], market.account.payments[0]
         target = np.where(people.value_maximizer, people.target_roi, 1.0)
         roi = np.divide(value, target * paid, out=np.zeros(N), where=paid > 0)
         seen[:, 4] = np.minimum(roi, HIGHEST_ROI)
-        seen[:, 5] = np.where(np.isfinite(market.budgets), 1 - paid / market.budgets, 1.0)
+        # Charging exactly what is left of a budget may miss it by a rounding error.
+        left = np.maximum(1 - paid / market.budgets, 0.0)
+        seen[:, 5] = np.where(np.isfinite(market.budgets), left, 1.0)
         seen[:, 6] = 1 - market.round / self.scenario.rounds
         seen[:, 7] = people.value_maximizer
-        # Charging exactly what is left of a budget may miss it by a rounding error.
-        rows = np.maximum(seen, 0.0).astype(np.float32)
-        return dict(zip(self.possible_agents, rows, strict=True))
+        return dict(zip(self.possible_agents, seen.astype(np.float32), strict=True))
 
 
 class Steered(Learner):
@@ -247,6 +275,8 @@ def train_reinforce(
 ) -> Trained:
     """Train every agent of `env` by policy gradient on its rewards, all at once, from truthful.
 
+    Prices of ROI that move go on from episode to episode.
+
     Args:
         env: an environment with bid multiples as actions.
         episodes: how many to play, at least 1.
@@ -261,8 +291,8 @@ def train_reinforce(
     policy = policy or LogNormalPolicy()
     state = policy.start(np.ones(len(env.possible_agents)))
     medians, rewards = [np.exp(state["mean"])], []
-    for _ in range(episodes):
-        env.reset(seed=int(rng.integers(2**31)))
+    for episode in range(episodes):
+        env.reset(seed=int(rng.integers(2**31)), options={"keep_prices": episode > 0})
         earned = []
         while env.agents:
             multiples = policy.act(state, env.reach, rng)
@@ -299,7 +329,10 @@ def _steered(scenario: Any) -> SimpleNamespace:
 def _number(actions: Mapping[str, Any], agent: str) -> float:
     if agent not in actions:
         raise BadInput(f"{agent} has no action; give a bid multiple for every agent")
-    action = np.asarray(actions[agent], dtype=np.float64)
+    try:
+        action = np.asarray(actions[agent], dtype=np.float64)
+    except (TypeError, ValueError):  # text, say, or rows of different lengths
+        action = np.empty(0)
     if action.size != 1 or not np.isfinite(action).all():
-        raise BadInput(f"{agent}: an action is one finite bid multiple; got {actions[agent]}")
+        raise BadInput(f"{agent}: an action is one finite bid multiple; got {actions[agent]!r}")
     return float(action.reshape(()))

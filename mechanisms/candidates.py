@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from mechanisms import gibbs
 from mechanisms.base import Allocation, Mechanism, Outcome, sum_over
 from mechanisms.checks import Parametric, bid_grid, claims_weights, positive
-from mechanisms.kernels import kernel, sparse, unless_changed
+from mechanisms.kernels import as_declared, kernel, sparse
 from mechanisms.kernels.exposures import Candidates
 from mechanisms.pool import Floats, Ints, ReplyPool
 
@@ -34,8 +34,12 @@ class GibbsMechanism(Parametric, Mechanism):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        played = {"expected_payments", "allocate", "counterfactual", "run"}
-        unless_changed(cls, compiled_payments=played, compiled_charges=played | {"charge"})
+        summed = ("expected_payments", "allocate", "counterfactual")
+        played = (*summed, "counterfactual_sums", "charge", "run", "_settle")
+        if not as_declared(cls, "compiled_payments", summed):
+            cls.compiled_payments = None
+        if cls.compiled_payments is None or not as_declared(cls, "compiled_charges", played):
+            cls.compiled_charges = None
 
     def __post_init__(self) -> None:
         positive("tau", self.tau)
@@ -62,7 +66,8 @@ class GibbsMechanism(Parametric, Mechanism):
     def compiled_payments(self) -> int | None:
         """Which payment rule of `kernels.gibbs_numba` `expected_payments` is; None: none of them.
 
-        For sums over requests (`counterfactual_sums`) alone; all else calls `expected_payments`.
+        Then `allocate` and `counterfactual_sums` make payments as they go; `counterfactual` calls
+        `expected_payments` all the same.
         """
         return None
 
@@ -80,7 +85,11 @@ class GibbsMechanism(Parametric, Mechanism):
         if kernel() != "numba":
             return self._allocate(pool, by_request[:, None, :] * self.features(pool))
         claims_weights(self.name, pool)
-        found = sparse.allocate(self.candidates(pool), pool.rows, by_request, self.tau)
+        given = self.candidates(pool), pool.rows, by_request, self.tau
+        rule = self.compiled_payments
+        if rule is not None:
+            return sparse.auctions(*given, rule)
+        found = sparse.allocate(*given)
         return Allocation(
             probabilities=found.probabilities,
             itctr=found.itctr,
@@ -93,6 +102,8 @@ class GibbsMechanism(Parametric, Mechanism):
         self, pool: ReplyPool, bids: ArrayLike, alternatives: Floats
     ) -> tuple[Floats, Floats]:
         """As `Mechanism.counterfactual`, by the kernel that shares the others' bids."""
+        if not as_declared(type(self), "counterfactual", ("allocate",)):
+            return super().counterfactual(pool, bids, alternatives)
         claims_weights(self.name, pool)
         by_request = pool.bids_by_request(bids)
         grid = bid_grid(pool, alternatives)

@@ -26,6 +26,8 @@ Derived = TypeVar("Derived")
 
 # Arrays with an axis of requests, which a taken pool gathers when it is asked for them.
 _GATHERED = ("ctr", "log_ref", "log_gen", "quality", "exposure", "malformed")
+# How much `derived` remembers: what ten mechanisms need, each of two or three arrays.
+_MOST_DERIVED = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,14 +288,17 @@ class ReplyPool:
         return {name: held for name, held in self.__dict__.items() if name != "_derived"}
 
     def derived(self, key: Hashable, compute: Callable[[ReplyPool], Derived]) -> Derived:
-        """What `compute` makes of the origin: computed once by `key`, and kept with the origin.
+        """What `compute` makes of the origin, by `key`, kept with the origin for who asks next.
 
-        For what depends on each request alone; whoever asks picks the requests at `index`.
+        For what depends on each request alone; whoever asks picks the requests at `index`. What was
+        asked for longest ago is forgotten, so that a sweep of mechanisms does not fill the memory.
         """
         kept = self.origin.__dict__.setdefault("_derived", {})
-        if key not in kept:
-            kept[key] = compute(self.origin)
-        return kept[key]
+        found = kept.pop(key) if key in kept else compute(self.origin)
+        kept[key] = found  # dicts are in the order of insertion
+        while len(kept) > _MOST_DERIVED:
+            del kept[next(iter(kept))]
+        return found
 
     def extra(self, name: str, needed_by: str, mend: str) -> Floats:
         """The extra array `name`.

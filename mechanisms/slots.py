@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 from mechanisms.base import Allocation, Mechanism, blocks, sum_over
 from mechanisms.checks import Parametric, bid_grid, claims_weights, non_negative, whole
 from mechanisms.gibbs import normalised
-from mechanisms.kernels import kernel, slots_numba, sparse_slots, unless_changed
+from mechanisms.kernels import as_declared, kernel, slots_numba, sparse_slots
 from mechanisms.kernels.sparse_slots import FeasibleSets
 from mechanisms.payments import first_price, gsp, price_per_click, vcg
 from mechanisms.pool import Bools, Floats, Ints, ReplyPool
@@ -126,7 +126,8 @@ class SlotAuction(Parametric, Mechanism):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        unless_changed(cls, compiled_rule={"auction", "allocate", "counterfactual"})
+        if not as_declared(cls, "compiled_rule", ("auction", "allocate", "counterfactual")):
+            cls.compiled_rule = None
 
     def __post_init__(self) -> None:
         whole("slots", self.slots, least=1)
@@ -178,6 +179,8 @@ class SlotAuction(Parametric, Mechanism):
 
         The reference holds an auction for each bid, on replies grouped once.
         """
+        if not as_declared(type(self), "counterfactual", ("allocate",)):
+            return super().counterfactual(pool, bids, alternatives)
         claims_weights(self.name, pool)
         by_request = pool.bids_by_request(bids)
         grid = bid_grid(pool, alternatives)

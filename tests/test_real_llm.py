@@ -11,12 +11,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from experiments.run import run, write
+from experiments import audit
+from experiments.equilibrium.seats import Style
+from experiments.equilibrium.solver import solve_game
+from experiments.game import Game
+from experiments.run import population, run, write
 from market import MarketModel, Scenario
 from market.environment import make_pool, make_requests, record_pool
-from mechanisms import BadInput
+from mechanisms import BadInput, make_mechanism
 from mechanisms.llm import weights
 from mechanisms.mentions import MENTION
+from tests.experiments.broken import Overcharged, Undercharged
 
 SMALL = {
     "name": "real-llm",
@@ -116,6 +121,42 @@ def test_a_market_on_them_runs_to_a_report(scenario, pool, tmp_path):
     assert "135M-parameter model" in page
     rounds = pl.read_parquet(report.parent / "rounds.parquet")
     assert rounds.height == 2 * 40
+
+
+def test_audits_on_them(pool):
+    """Nothing gains under MOSAIC, shading does under first prices, and 5 % in payments shows."""
+    values = np.arange(1.0, pool.num_advertisers + 1)
+    held = audit(make_mechanism("mosaic", tau=0.1), pool, values)
+    assert held.max_regret < 1e-6
+    assert held.interval[0] == 0
+    assert {each.verdict for each in held.findings} == {"holds"}
+    shaded = audit(make_mechanism("llm-auction-ideal", tau=0.1), pool, values)
+    assert shaded.max_regret > 0.1
+    assert shaded.interval[0] > 0
+    assert shaded.finding("truthful").conclusion == "fails (not claimed)"
+    for broken in (Overcharged, Undercharged):
+        caught = audit(broken(0.1), pool, values)
+        assert caught.max_regret > 1e-3
+        assert caught.finding("conditional").conclusion == "fails"
+
+
+@pytest.mark.parametrize(
+    ("name", "learner", "most"),
+    [
+        ("mosaic", "gradient", 0.005),
+        ("mosaic", "hedge", 0.005),
+        ("llm-auction-ideal", "gradient", 0.005),
+        # 0.47 %, too near to half a percent for replies that another machine records
+        ("llm-auction-ideal", "hedge", 0.0075),
+    ],
+)
+def test_learners_come_to_equilibria(scenario, pool, name, learner, most):
+    """What is left to gain from the middle one of the starts, after the default rounds."""
+    game = Game(make_mechanism(name, tau=0.1), pool, population(scenario))
+    styles = [Style(learner)] * scenario.num_advertisers
+    report = solve_game(game, styles, np.random.default_rng(0), starts=3)
+    assert report.profile == ("mixture" if learner == "hedge" else "last")
+    assert report.exploitability == np.median(report.judged) <= most
 
 
 def test_live_market_end_to_end(tmp_path, no_old_pools):

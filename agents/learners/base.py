@@ -60,6 +60,15 @@ class Population:
         return bids
 
 
+def meets(value: Floats, payment: Floats, roi: Floats | float) -> NDArray[np.bool_]:
+    """Whether `value >= roi·payment`, any shapes that broadcast; 1e-9 of it forgiven as rounding.
+
+    Truth meets a target with equality under first prices.
+    """
+    owed = roi * payment
+    return value >= owed - 1e-9 * np.abs(owed)
+
+
 @dataclass(slots=True, eq=False)  # not frozen: made anew in every round, and freezing is slow
 class Feedback:
     """What a learner may see of a round; sums over the round's requests, per replication.
@@ -115,7 +124,10 @@ class Learner(ABC):
 
     @property
     def grid(self) -> Floats | None:
-        """(N, G) bids whose counterfactual outcomes the learner wants; None if it wants none."""
+        """(N, G) bids whose counterfactual outcomes the learner wants; None if it wants none.
+
+        The same in all rounds: a market reads it once.
+        """
         return None
 
     @property
@@ -145,6 +157,13 @@ class Learner(ABC):
     @abstractmethod
     def learn(self, feedback: Feedback) -> None:
         """Take in the round that was played with the last `bids()`."""
+
+    def _next_round(self) -> int:
+        """Count the round being learned from in `state["rounds"]`; its number, from 1."""
+        # adding to the array itself takes numpy a microsecond
+        t = int(self.state["rounds"]) + 1
+        self.state["rounds"] = np.array(t)
+        return t
 
     def _checked_start(self, multiples: Floats) -> Floats:
         """`multiples` as an array of floats, or BadInput: the first lines of a `start_at`."""

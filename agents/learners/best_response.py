@@ -80,8 +80,7 @@ class GridResponse(Learner):
         """Take the round into the means, and respond."""
         clicks, payments = feedback.along_grid(self.name)
         state = self.state
-        state["rounds"] += 1
-        fresh = self._weight(int(state["rounds"]))
+        fresh = self._weight(self._next_round())
         state["itctr"] += fresh * (clicks - state["itctr"])
         state["payments"] += fresh * (payments - state["payments"])
         state["current"] = self._respond()

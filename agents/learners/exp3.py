@@ -76,18 +76,22 @@ class Exp3(Mixture):
 
     @property
     def regret_bound(self) -> Floats:
-        """(R, N) `4 sqrt(G V ln G)`: the bound on regret so far, less its term in ln(2/ε)."""
+        """(R, N) bound on regret so far, less its term in ln(2/ε).
+
+        `4 sqrt(G V ln G)`, of which the first mixture is a quarter: from an uneven one (`start_at`)
+        it costs `−ln` of its least weight instead of ln G.
+        """
         G = self.support.shape[1]
-        return 4 * np.sqrt(G * np.log(G) * self.state["squared_ranges"])
+        start = -np.log(self.state["prior"].min(axis=-1)) / np.log(G)
+        return (3 + start) * np.sqrt(G * np.log(G) * self.state["squared_ranges"])
 
     def learn(self, feedback: Feedback) -> None:
         """Charge the bid drawn with its estimated loss, then move λ and the weights."""
         state, people = self.state, self.population
         clicks, paid = feedback.outcome(self.signal)
         value = people.values * clicks
-        state["rounds"] += 1
         weights = state["weights"]
-        state["average_weights"] += (weights - state["average_weights"]) / state["rounds"]
+        state["average_weights"] += (weights - state["average_weights"]) / self._next_round()
         payoff = worth(people, state["multiplier"], value, paid)
         state["top"] = np.maximum(state["top"], payoff)
         state["bottom"] = np.minimum(state["bottom"], payoff)

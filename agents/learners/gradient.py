@@ -100,7 +100,6 @@ class Gradient(Learner):
         """Read the slopes and climb."""
         clicks, payments = feedback.along_grid(self.name)
         state, people = self.state, self.population
-        state["rounds"] += 1
         _climb(
             np.ascontiguousarray(clicks),
             np.ascontiguousarray(payments),
@@ -109,7 +108,7 @@ class Gradient(Learner):
             people.target_roi,
             self.reach,
             self.step,
-            self.width / np.sqrt(float(state["rounds"])),
+            self.width / np.sqrt(self._next_round()),
             state["multiple"],
             state["squared_slopes"],
             state["slope"],

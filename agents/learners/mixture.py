@@ -29,16 +29,16 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from agents.learners import lagrangian
+from agents.learners import lagrangian, mirror
 from agents.learners.base import Feedback, Learner, Population, Strategy
 from agents.learners.bid_grid import bid_grid, nearest
 from agents.learners.lagrangian import HIGHEST, LOWEST, initial_multiplier
+from agents.learners.mirror import exponential, projected, reordered
 from mechanisms.errors import BadInput
 from mechanisms.kernels.caching import renewed_with
 from mechanisms.pool import Floats, Ints
 
 ENTROPIC, EUCLIDEAN = REGULARISERS = ("entropic", "euclidean")
-NEGLIGIBLE = -100.0  # exponent below which a weight counts as 0
 
 
 class Mixture(Learner):
@@ -176,14 +176,13 @@ class RegularisedLeader(Mixture):
         """Add the round's payoffs of every grid bid, then move λ and the weights."""
         clicks, payments = feedback.along_grid(self.name)
         state, people = self.state, self.population
-        state["rounds"] += 1
         _follow(
             np.ascontiguousarray(clicks),
             np.ascontiguousarray(payments),
             people.values,
             people.value_maximizer,
             people.target_roi,
-            int(state["rounds"]),
+            self._next_round(),
             float(state["complexity"]),
             self.step,
             self.power,
@@ -213,7 +212,7 @@ def _draw(weights: Floats, support: Floats, u: Floats, drawn: Ints) -> Floats:
     for r in range(R):
         for i in range(N):
             # The weights sum to 1 up to rounding, so the last bid takes what is left.
-            left, g = u[r, i] * weights[r, i].sum(), 0
+            left, g = u[r, i], 0
             while g < G - 1 and left >= weights[r, i, g]:
                 left -= weights[r, i, g]
                 g += 1
@@ -222,7 +221,7 @@ def _draw(weights: Floats, support: Floats, u: Floats, drawn: Ints) -> Floats:
     return bids
 
 
-@renewed_with(lagrangian)  # whose range of λ is compiled in
+@renewed_with(lagrangian, mirror)  # whose range of λ, and maps, are compiled in
 @njit(cache=True, nogil=True)
 def _follow(
     clicks: Floats,
@@ -250,67 +249,85 @@ def _follow(
     u = np.empty(G)
     for r in range(R):
         for i in range(N):
-            v, lam, vm = values[i], multiplier[r, i], value_maximizer[i]
-            price = lam * target_roi[i] / (1 + lam) if vm else 1.0
-            won, paid, low, high, total = 0.0, 0.0, np.inf, -np.inf, 0.0
-            for g in range(G):
-                w, value, payment = weights[r, i, g], v * clicks[r, i, g], payments[r, i, g]
-                won += w * value
-                paid += w * payment
-                average[r, i, g] += (w - average[r, i, g]) * share
-                u[g] = value - price * payment
-                payoffs[r, i, g] += u[g]
-                low, high, total = min(low, u[g]), max(high, u[g]), total + u[g]
-            squared_norms[r, i] += (high - low) ** 2 if entropic else _spread(u, total / G)
-            mean_value[r, i] += (won - mean_value[r, i]) * share
-            if vm and mean_value[r, i] > 0:
-                slack = (won - target_roi[i] * paid) / mean_value[r, i]
-                moved = lam * np.exp(min(max(-slack / np.sqrt(t), -50.0), 50.0))
-                multiplier[r, i] = min(max(moved, LOWEST), HIGHEST)
+            w = weights[r, i]
+            _approach(average[r, i], w, share)
+            if _absent(clicks[r, i]) and _absent(payments[r, i]):
+                # No part in the round: every payoff is 0, and so are slack and range. The weights
+                # stay what they are too, unless the rate depends on the round.
+                mean_value[r, i] -= mean_value[r, i] * share
+                if power == 0.5:
+                    continue
+            else:
+                lam, vm = multiplier[r, i], value_maximizer[i]
+                price = lam * target_roi[i] / (1 + lam) if vm else 1.0
+                won, paid = _played(w, clicks[r, i], payments[r, i])
+                won *= values[i]
+                squared_norms[r, i] += _earn(
+                    clicks[r, i], payments[r, i], values[i], price, entropic, payoffs[r, i], u
+                )
+                mean_value[r, i] += (won - mean_value[r, i]) * share
+                if vm and mean_value[r, i] > 0:
+                    slack = (won - target_roi[i] * paid) / mean_value[r, i]
+                    moved = lam * np.exp(min(max(-slack / np.sqrt(t), -50.0), 50.0))
+                    multiplier[r, i] = min(max(moved, LOWEST), HIGHEST)
             if squared_norms[r, i] > 0:
                 eta = rate / np.sqrt(squared_norms[r, i])
                 if entropic:
-                    _exponential(payoffs[r, i], eta, prior[r, i], weights[r, i])
+                    exponential(payoffs[r, i], eta, prior[r, i], w)
                 else:
-                    _projected(payoffs[r, i], eta, prior[r, i], weights[r, i])
+                    projected(payoffs[r, i], eta, prior[r, i], w)
 
 
-@njit(cache=True, nogil=True)
-def _spread(u: Floats, mean: float) -> float:
-    """`4 |u − mean u|²`."""
+@reordered
+def _absent(outcomes: Floats) -> bool:
+    """Whether all are 0: looks at all of them, which is sooner done than finding the first."""
     total = 0.0
-    for each in u:
-        total += (each - mean) ** 2
+    for g in range(len(outcomes)):
+        total += abs(outcomes[g])
+    return total == 0
+
+
+@reordered
+def _approach(average: Floats, weights: Floats, share: float) -> None:
+    """Move an average (G,) towards the weights of this round."""
+    for g in range(len(average)):
+        average[g] += (weights[g] - average[g]) * share
+
+
+@reordered
+def _played(weights: Floats, clicks: Floats, payments: Floats) -> tuple[float, float]:
+    """Expected clicks and payment of a mixture."""
+    won, paid = 0.0, 0.0
+    for g in range(len(weights)):
+        won += weights[g] * clicks[g]
+        paid += weights[g] * payments[g]
+    return won, paid
+
+
+@reordered
+def _earn(
+    clicks: Floats,
+    payments: Floats,
+    value: float,
+    price: float,
+    entropic: bool,
+    payoffs: Floats,
+    u: Floats,
+) -> float:
+    """Add a round's payoffs u to `payoffs` (G,), and return its squared norm; `u` is scratch."""
+    G = len(u)
+    for g in range(G):
+        u[g] = value * clicks[g] - price * payments[g]
+        payoffs[g] += u[g]
+    if entropic:
+        low = high = u[0]
+        for g in range(G):
+            low, high = min(low, u[g]), max(high, u[g])
+        return (high - low) ** 2
+    mean = 0.0
+    for g in range(G):
+        mean += u[g] / G
+    total = 0.0
+    for g in range(G):
+        total += (u[g] - mean) ** 2
     return 4 * total
-
-
-@njit(cache=True, nogil=True)
-def _exponential(payoffs: Floats, eta: float, prior: Floats, weights: Floats) -> None:
-    """Weights (G,) ∝ prior · exp(η payoffs), in place."""
-    top = -np.inf
-    for payoff in payoffs:
-        top = max(top, payoff)
-    total = 0.0
-    for g in range(len(payoffs)):
-        exponent = eta * (payoffs[g] - top)
-        # Bids that trail hopelessly need no exponential, and no slow denormal numbers.
-        weights[g] = prior[g] * np.exp(exponent) if exponent > NEGLIGIBLE else 0.0
-        total += weights[g]
-    scale = 1 / total
-    for g in range(len(payoffs)):
-        weights[g] *= scale
-
-
-@njit(cache=True, nogil=True)
-def _projected(payoffs: Floats, eta: float, prior: Floats, weights: Floats) -> None:
-    """Weights (G,) nearest to prior + η payoffs on the simplex, in place: max(point − θ, 0)."""
-    point = prior + eta * (payoffs - payoffs.max())
-    total, theta = 0.0, 0.0
-    ordered = np.sort(point)[::-1]
-    for k in range(len(ordered)):
-        total += ordered[k]
-        if ordered[k] * (k + 1) <= total - 1:
-            break
-        theta = (total - 1) / (k + 1)
-    for g in range(len(point)):
-        weights[g] = max(point[g] - theta, 0.0)

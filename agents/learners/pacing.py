@@ -113,7 +113,6 @@ class Pacing(Learner):
         """Move κ by the round's ROI slack and m by its budget slack."""
         state, people = self.state, self.population
         clicks, paid = feedback.outcome(self.signal)
-        state["rounds"] += 1
         _move(
             clicks,
             paid,
@@ -122,7 +121,7 @@ class Pacing(Learner):
             people.target_roi,
             people.budget,
             self.cap,
-            int(state["rounds"]),
+            self._next_round(),
             self.step,
             state["roi_multiplier"],
             state["budget_multiplier"],

@@ -189,5 +189,5 @@ class Reinforce(Learner):
         clicks, paid = feedback.outcome(self.signal)
         value = people.values * clicks
         self.policy.learn(state, self.reach, worth(people, state["multiplier"], value, paid))
-        state["rounds"] = state["rounds"] + 1
+        self._next_round()
         move_multiplier(state, people, value, paid)

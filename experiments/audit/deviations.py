@@ -11,9 +11,11 @@ With V(m) and P(m) value attained and payment, summed over requests,
     utility maximizer    gain(m) = V(m) − P(m) − [V(1) − P(1)]
     value maximizer      gain(m) = V(m) − V(1)     where V(m) >= tau_roi·P(m)
 
-and regret is the greatest gain over m, at least 0. *Conditional* deviations choose m anew for each
-request; a value maximizer's must meet its target in total, which is a knapsack: its greatest gain
-is bounded from below by the feasible choice that a Lagrange multiplier leads to.
+and regret is the greatest gain over m, at least 0. A value maximizer whose truthful bid misses its
+target plays no feasible strategy: what it owes, `tau_roi·P(1) − V(1)`, counts beside its gain (as
+in `experiments.game`). *Conditional* deviations choose m anew for each request; a value maximizer's
+must meet its target in total, which is a knapsack: its greatest gain is bounded from below by the
+feasible choice that a Lagrange multiplier leads to.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.learners.base import Population
+from agents.learners.base import Population, meets
 from mechanisms.base import Mechanism
 from mechanisms.candidates import GibbsMechanism, expectation
 from mechanisms.pool import Floats, Ints, ReplyPool
@@ -40,8 +42,8 @@ MULTIPLES = np.unique(
 """(61,) multiples of the truthful bid: evenly from a half to twice, and logarithmically beyond."""
 ZOOM, RESOLUTION = 13, 1e-4
 """Points of each finer grid around the best multiple so far, and where refining ends."""
-ROUNDING = 1e-12
-"""Of what a target ROI asks for, forgiven as rounding: truth meets it with equality at times."""
+ROUNDING = 1e-14
+"""Of a click's value per request: a gain below it is no gain."""
 _COPIES = 20_000  # requests allocated in one call, to bound memory
 
 
@@ -87,9 +89,8 @@ class Deviations:
         if self.target_roi is None:
             utility = value - payment
             return utility - utility[..., [self.truth]]
-        owed = self.target_roi * payment
-        meets = value >= owed - ROUNDING * np.abs(owed)
-        return np.where(meets, value - value[..., [self.truth]], -np.inf)
+        met = meets(value, payment, self.target_roi)
+        return np.where(met, value - value[..., [self.truth]], -np.inf)
 
     @property
     def gain_by_request(self) -> Floats:
@@ -103,16 +104,36 @@ class Deviations:
         return self.gains(self.value.sum(axis=0), self.payment.sum(axis=0))
 
     @property
+    def best(self) -> int:
+        """Which multiple gains most in total; the truthful one where none gains."""
+        total = self.total
+        gained = total.max() > ROUNDING * self.value_per_click * len(self.requests)
+        return int(total.argmax()) if gained else self.truth
+
+    @property
+    def owed(self) -> Floats:
+        """(k,) what truth owes to a target ROI that it misses in total; 0 where it meets it."""
+        if not np.isneginf(self.total[self.truth]):
+            return np.zeros(len(self.requests))
+        return -self.surplus[:, self.truth]
+
+    @property
+    def improvement(self) -> Floats:
+        """(k,) the gain of the best multiple, and what truth owes: regret, in money."""
+        return self.gain_by_request[:, self.best] + self.owed
+
+    @property
     def conditional(self) -> Floats:
-        """(k,) gain in each request from a multiple chosen for that request alone."""
+        """(k,) the same from a multiple chosen for each request alone."""
         if self.target_roi is None:
             return self.gain_by_request.max(axis=1)
         picked = _knapsack(self.value, self.surplus)
-        if picked is None:
-            return np.zeros(len(self.requests))
-        gained = np.take_along_axis(self.value, picked[:, None], axis=1)[:, 0]
-        gained -= self.value[:, self.truth]
-        return gained if gained.sum() > 0 else np.zeros_like(gained)
+        gained = np.zeros(len(self.requests))
+        if picked is not None:
+            attained = np.take_along_axis(self.value, picked[:, None], axis=1)[:, 0]
+            if attained.sum() > self.value[:, self.truth].sum():
+                gained = attained - self.value[:, self.truth]
+        return gained + self.owed
 
     def merged(self, other: Deviations) -> Deviations:
         """With the multiples of `other` that are new, in order."""
@@ -239,7 +260,7 @@ def _knapsack(value: Floats, surplus: Floats) -> Ints | None:
 
     def feasible(picked: Ints) -> bool:
         kept = np.take_along_axis(surplus, picked[:, None], axis=1).sum()
-        return kept >= -ROUNDING * np.abs(surplus).sum()
+        return kept >= -1e-9 * np.abs(surplus).sum()
 
     low, high = 0.0, 1.0
     if feasible(choice(low)):

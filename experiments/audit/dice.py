@@ -2,8 +2,13 @@
 
 Each of an advertiser's requests is served many times, truthfully and with the deviation, with the
 same uniform numbers for replies and clicks. The mean difference over dice is an estimate of the
-exact gain, which it should agree with wherever charges have the payments for a mean; it knows
-nothing of `allocate` or of stated payments, and goes through everything that a market goes through.
+exact gain on the same requests, with an interval over the times they are served, which the exact
+one is in wherever charges have the payments for a mean. Dice are thrown in `Mechanism.run`, as in a
+market: nothing here knows of `allocate` or of stated payments.
+
+Where a deviation hardly ever changes the reply, its few large effects may not have been seen at
+all. So intervals are made as if a click more and a click less had been seen, once each (as Agresti
+& Coull 1998 do for proportions).
 """
 
 from __future__ import annotations
@@ -11,10 +16,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 from agents.learners.base import Population
 from experiments.audit.deviations import Deviations, truthful_profile, worth
-from experiments.bootstrap import Estimate, mean_of
+from experiments.audit.properties import THRESHOLD
+from experiments.bootstrap import Estimate
 from mechanisms.base import Mechanism
 from mechanisms.pool import Floats, ReplyPool
 
@@ -24,8 +31,8 @@ class Dice:
     """What one advertiser met, realised; money as a fraction of its value per click.
 
     Attributes:
-        gain: of the deviation over truth, per request it competes in, 95 % t-interval over
-            requests: utility, or value for a value maximizer.
+        gain: of the deviation over truth, per request it competes in, with a 95 % t-interval over
+            the times that all requests were served: utility, or value for a value maximizer.
         lost: share of the times it was served truthfully that value less charge was below 0.
     """
 
@@ -68,6 +75,17 @@ def throw(
     if found.target_roi is None:
         gain = gain - (other_charges - charges)
     return Dice(
-        gain=mean_of(gain.reshape(times, k).mean(axis=0)),
-        lost=float((clicks - charges < -1e-9).mean()),
+        gain=_estimate(gain.reshape(times, k)),
+        lost=float((clicks - charges < -THRESHOLD).mean()),
     )
+
+
+def _estimate(gain: Floats) -> Estimate:
+    """The mean of gains (times, k), in clicks, and its interval over the times."""
+    times, k = gain.shape
+    mean = float(gain.mean())
+    if times < 2:
+        return Estimate(mean, -np.inf, np.inf)
+    error = np.sqrt(gain.mean(axis=1).var(ddof=1) / times + 2 / (k * times) ** 2)
+    reach = float(stdtrit(times - 1, 0.975) * error)
+    return Estimate(mean, mean - reach, mean + reach)

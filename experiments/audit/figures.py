@@ -22,12 +22,13 @@ HEAT_CAPTION = (
     "utility maximizers, UM; v / target ROI for value maximizers, VM), as a fraction of the value "
     "it attains under truth; the others bid {others}. Exact over the {requests} requests of the "
     "pool. Hatched: gains; dot: the greatest of the row; grey with crosses: the target ROI would "
-    "be missed. Numbers: the greatest gain, with finer multiples than the columns."
+    "be missed. Numbers: the greatest gain, with finer multiples than the columns, and what truth "
+    "owes where it misses the target."
 )
 REGRET_CAPTION = (
     "Regret: the greatest gain from one multiple of the truthful bid for all requests, as a "
     "fraction of the value attained under truth. Bars: 95 % over {requests} requests; the lower "
-    "end is of deviations chosen on other requests. Arrows: the bar goes on."
+    "end is of deviations chosen on other requests. Arrows: the bar goes on. {coverage}"
 )
 
 
@@ -46,7 +47,8 @@ def heat_map(report: AuditReport, names: Sequence[str]) -> Figure:
     multiples = table["multiple"].unique().sort().to_numpy()
     gains = table["regret"].cast(float).fill_null(np.nan).to_numpy().reshape(-1, len(multiples))
     gains = gains[order]
-    limit = float(np.clip(np.nanmax(gains), 0.1, 1.0))
+    greatest = float(np.nan_to_num(gains, nan=-np.inf).max())
+    limit = float(np.clip(greatest, 0.1, 1.0))
     with style():
         figure = Figure(figsize=(WIDTH, 1.9 + 0.3 * len(order)), layout="constrained")
         ax = figure.subplots()
@@ -75,7 +77,7 @@ def heat_map(report: AuditReport, names: Sequence[str]) -> Figure:
         bar = figure.colorbar(image, ax=ax, pad=0.09, shrink=0.85, aspect=18)
         bar.set_label("gain, % of the value attained under truth", fontsize=9)
         ticks = np.linspace(-limit, limit, 5)
-        ends = ("≤ ", "", "", "", "≥ " if np.nanmax(gains) > limit else "")
+        ends = ("≤ ", "", "", "", "≥ " if greatest > limit else "")
         labels = [f"{end}{100 * t:+.3g}" for end, t in zip(ends, ticks, strict=True)]
         bar.set_ticks(ticks, labels=labels)
         bar.outline.set_visible(False)
@@ -156,7 +158,7 @@ def _mark(ax: Axes, gains: Floats) -> None:
             )
         )
     for row in range(len(gains)):
-        best = int(np.nanargmax(gains[row]))
+        best = int(np.nan_to_num(gains[row], nan=-np.inf).argmax())
         if gains[row, best] >= THRESHOLD:
             ax.plot(best + 0.5, row + 0.5, "o", color=INK, markersize=5, markeredgecolor="white")
 

@@ -1,9 +1,10 @@
 """What an audit says of each property, with the evidence, in a line.
 
 A property *holds* where the largest violation is below `THRESHOLD` of value, and *fails* otherwise:
-on the pool audited this is exact. Where a gain from one multiple for all requests rests on so few
-requests that the interval over requests reaches 0, it *may fail*. Not every mechanism claims every
-property; what its paper or theory claims is in `CLAIMS`, and said beside.
+on the pool audited this is exact; what other requests may bring is said beside. Where a gain from
+one multiple for all requests rests on so few requests that the interval over requests reaches 0, it
+*may fail*. Not every mechanism claims every property; what its paper or theory claims is in
+`CLAIMS`, and said beside.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from experiments.audit.deviations import Deviations
-from experiments.audit.properties import Shape, Violations
-from experiments.audit.resampling import ROUNDING, Regrets
+from experiments.audit.deviations import ROUNDING, Deviations
+from experiments.audit.properties import THRESHOLD, Shape, Violations
+from experiments.audit.resampling import Regrets
 from experiments.bootstrap import Estimate
 from mechanisms.base import Mechanism
+from mechanisms.mosaic import Mosaic
 
-THRESHOLD = 1e-6
-"""Of the value attained (regret), or of a click's value (the rest): what is less is nothing."""
 Outcome = Literal["holds", "may fail", "fails"]
 PROPERTIES = {
     "truthful": "Truth is optimal for utility maximizers: one bid for all requests",
@@ -52,6 +52,8 @@ CLAIMS: Mapping[str, set[str]] = {
 """Properties that theory claims of a mechanism, by name. Nothing is claimed for value maximizers'
 bids: under first prices they are truthful, under Rochet or VCG payments they gain by bidding above.
 Of segment, with `segments` above 1, on pools in which an ad is clicked no more in a larger set."""
+_REWARDS_ABOVE_ZERO = {"rational", "target", "bounded"}
+"""What is claimed of mosaic for rewards that are never negative, as click probabilities are."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ class Evidence:
         shape: of clicks and payments along the bid.
         settlement: greatest difference of mean charge and payment, of a click's value.
         counterfactuals: greatest error of what learners are told, likewise.
+        compared: number of requests on which that was looked for.
         misreports: gains from arbitrary reports, if the mechanism takes them.
+        misreported: number of requests on which they were tried.
     """
 
     mechanism: Mechanism
@@ -111,15 +115,20 @@ class Evidence:
     shape: Shape
     settlement: float
     counterfactuals: float
+    compared: int
     misreports: pl.DataFrame | None
+    misreported: int
 
 
 def findings(evidence: Evidence) -> tuple[Finding, ...]:
     """A finding per property that there is anything to say of."""
-    name = evidence.mechanism.name
-    claims = CLAIMS.get(name)
-    if name == "mosaic" and not getattr(evidence.mechanism, "offset", True):
-        claims = claims - {"bounded"}
+    mechanism = evidence.mechanism
+    claims = CLAIMS.get(mechanism.name)
+    if isinstance(mechanism, Mosaic):
+        if not mechanism.offset:
+            claims = claims - {"bounded"}
+        if mechanism.reward == "log-ratio":
+            claims = claims - _REWARDS_ABOVE_ZERO
     return tuple(
         Finding(key, verdict, text, None if claims is None else key in claims)
         for key, verdict, text in _all(evidence)
@@ -131,7 +140,7 @@ def _all(evidence: Evidence) -> Iterator[tuple[str, Outcome, str]]:
         yield ("truthful", *_regret(evidence, "utility"))
         yield ("conditional", *_conditional(evidence))
         if evidence.misreports is not None:
-            yield ("reports", *_reports(evidence.misreports))
+            yield ("reports", *_reports(evidence))
     if len(evidence.groups["value"]):
         yield ("value", *_regret(evidence, "value"))
     for kind, key in (("utility", "rational"), ("value", "target")):
@@ -150,13 +159,15 @@ def _all(evidence: Evidence) -> Iterator[tuple[str, Outcome, str]]:
         "counterfactuals",
         _holds(evidence.counterfactuals),
         f"Counterfactuals differ from the auction by at most {small(evidence.counterfactuals)} "
-        "clicks, or of a click's value.",
+        f"clicks, or of a click's value, on {evidence.compared} of {evidence.requests} requests.",
     )
 
 
 def _regret(evidence: Evidence, kind: str) -> tuple[Outcome, str]:
     who = np.asarray(evidence.groups[kind])
     found = evidence.regrets.greatest(who)
+    silent = int(np.isinf(evidence.regrets.high[who]).sum())
+    unknown = f" {silent} won too little here to tell of other requests." if silent else ""
     tried = max(len(evidence.found[i].multiples) for i in who) - 1
     scope = f"{_count(len(who), 'advertiser')} × {tried} deviations × {evidence.requests} requests"
     if found.mean < THRESHOLD:
@@ -171,16 +182,24 @@ def _regret(evidence: Evidence, kind: str) -> tuple[Outcome, str]:
                 f"{small(gains)} of a click's value"
             )
         )
-        return "holds", f"{told} ({scope})."
+        high = evidence.regrets.high[who]
+        most = float(high[np.isfinite(high)].max(initial=0.0))
+        beyond = f"; over requests like these at most {figure(most)} %" if most > THRESHOLD else ""
+        return "holds", f"{told} ({scope}){beyond}.{unknown}"
     worst = evidence.found[int(who[evidence.regrets.regret[who].argmax()])]
-    multiple = worst.multiples[int(worst.total.argmax())]
     truth = "v" if kind == "utility" else "v / target ROI"
+    how = f"bidding {worst.multiples[worst.best]:.3g} × {truth}"
+    if worst.best == worst.truth:
+        how = "what truth owes to its target"
     gaining = int((evidence.regrets.regret[who] >= THRESHOLD).sum())
     text = (
-        f"Gains up to {percent(found)} of the value attained: advertiser {worst.index} by bidding "
-        f"{multiple:.3g} × {truth}; {gaining} of {scope.replace(' ×', ' gain, of', 1)} each."
+        f"Gains up to {percent(found)} of the value attained: advertiser {worst.index} by {how}; "
+        f"{gaining} of {scope.replace(' ×', ' gain, of', 1)} each."
     )
-    return ("fails" if found.low > 0 else "may fail"), text
+    owing = sum(bool(evidence.found[i].owed.any()) for i in who)
+    if owing:
+        text += f" Truth misses the target ROI of {owing}: what is owed counts as a gain."
+    return ("fails" if found.low > 0 else "may fail"), text + unknown
 
 
 def _conditional(evidence: Evidence) -> tuple[Outcome, str]:
@@ -201,7 +220,8 @@ def _conditional(evidence: Evidence) -> tuple[Outcome, str]:
     )
 
 
-def _reports(lies: pl.DataFrame) -> tuple[Outcome, str]:
+def _reports(evidence: Evidence) -> tuple[Outcome, str]:
+    lies = evidence.misreports
     worst = lies.row(int(lies["largest"].arg_max()), named=True)
     largest = max(float(worst["largest"]), 0.0)
     pairs = lies.filter(pl.col("kind") == worst["kind"])["requests"].sum()
@@ -209,7 +229,7 @@ def _reports(lies: pl.DataFrame) -> tuple[Outcome, str]:
     return _holds(largest), (
         f"Greatest gain in a request {small(largest)} of a click's value, over "
         f"{lies['kind'].n_unique()} kinds of reports, two searches among them, in {pairs} "
-        f"(request, ad) pairs{by}."
+        f"(request, ad) pairs on {evidence.misreported} of {evidence.requests} requests{by}."
     )
 
 
@@ -249,8 +269,15 @@ def _holds(violation: float) -> Outcome:
 
 def percent(found: Estimate) -> str:
     """`12.3 % [10.1, 14.0]`."""
-    mean, low, high = (f"{100 * x:.3g}" for x in found)
+    mean, low, high = (figure(x) for x in found)
     return f"{mean} % [{low}, {high}]"
+
+
+def figure(x: float) -> str:
+    """A fraction in per cent, three figures of it."""
+    if np.isinf(x):
+        return "∞"
+    return f"{100 * x:,.0f}" if x >= 10 else f"{100 * x:.3g}"
 
 
 def small(x: float) -> str:

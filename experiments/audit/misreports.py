@@ -111,6 +111,12 @@ class Liars:
         )
 
 
+def searched(pool: ReplyPool) -> int:
+    """On how many requests of a pool all this is tried."""
+    B, M, n = pool.shape
+    return min(B, max(1, min(SEARCHED, _HELD // (M * n) ** 2)))
+
+
 def misreports(
     mechanism: Mechanism,
     pool: ReplyPool,
@@ -120,14 +126,15 @@ def misreports(
 ) -> pl.DataFrame:
     """Gains from reports of all kinds, with everybody else at `bids` (N,).
 
+    On `searched(pool)` requests, drawn at random where that is not all of them.
+
     Returns:
         A row per kind and utility maximizer: `kind`, `advertiser`, `requests` tried, `gain` (money,
         summed over them), `value` attained under truth, `largest` gain in one request as a fraction
         of the value per click.
     """
-    B, M, n = pool.shape
-    most = max(1, min(SEARCHED, _HELD // (M * n) ** 2))
-    some = pool if most >= B else pool.take(np.sort(rng.choice(B, most, replace=False)))
+    B, most = len(pool.ads), searched(pool)
+    some = pool if most == B else pool.take(np.sort(rng.choice(B, most, replace=False)))
     liars = Liars.of(mechanism, some, people, bids)
     who = liars.pool.ads[np.arange(len(liars.own)), liars.own]
     value, honest = liars.outcome(liars.truth)

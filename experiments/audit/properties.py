@@ -24,8 +24,8 @@ from mechanisms.base import Mechanism
 from mechanisms.candidates import expectation
 from mechanisms.pool import Floats, ReplyPool
 
-ROUNDING = 1e-9
-"""Of a click's value: what is less is no loss."""
+THRESHOLD = 1e-6
+"""Of the value attained (regret), or of a click's value (the rest): what is less is nothing."""
 
 
 @dataclass(frozen=True)
@@ -134,15 +134,15 @@ def violations(found: Truthful, among: Sequence[int]) -> Violations | None:
     total = np.bincount(who, surplus)[there]
     value = np.abs(np.bincount(who, attained)[there])
     count = np.bincount(who)[there]
-    lost = total < -ROUNDING * count
+    lost = total < -THRESHOLD * count
     fraction = np.divide(total, value, out=np.where(lost, -np.inf, 0.0), where=value > 0)
     drawn, by_reply = found.probabilities[mine], found.by_reply[mine]
-    below = by_reply < -ROUNDING
+    below = by_reply < -THRESHOLD
     worst = int(fraction.argmin())
     return Violations(
         advertisers=len(there),
         totals=float(lost.mean()),
-        requests=float((surplus < -ROUNDING).mean()),
+        requests=float((surplus < -THRESHOLD).mean()),
         replies=float((drawn * below).sum(axis=1).mean()),
         worst_total=float(fraction[worst]),
         worst_advertiser=int(there[worst]),
@@ -192,7 +192,7 @@ def shape(found: Sequence[Deviations]) -> Shape:
     pairs = np.concatenate(falls[1:] or falls)
     return Shape(
         fall=float(pairs.max()),
-        fall_share=float((pairs > ROUNDING).mean()),
+        fall_share=float((pairs > THRESHOLD).mean()),
         total_fall=max(total_falls),
         above=max(above),
         below=min(below),

@@ -4,7 +4,8 @@ Incentive compatibility is a regret, the greatest gain from a deviation, as a fr
 that the advertiser attains under truth (which is at most its value per click, so that this is the
 stricter of the two; `frame` has both). Truth is v for a utility maximizer, and `v / tau_roi` for a
 value maximizer, whose regret is the extra value that it can attain while it meets its target in
-total. See `deviations`, `misreports`, `properties` and `resampling` for the mathematics.
+total, and what truth owes where it does not meet it. See `deviations`, `misreports`, `properties`
+and `resampling` for the mathematics.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from agents.learners.base import Population
 from experiments.audit.deviations import MULTIPLES, Deviations, deviations
 from experiments.audit.dice import Dice, throw
 from experiments.audit.findings import Evidence, Finding, findings
-from experiments.audit.misreports import TakesReports, misreports
+from experiments.audit.misreports import TakesReports, misreports, searched
 from experiments.audit.properties import (
     Violations,
     counterfactual_error,
@@ -30,14 +31,14 @@ from experiments.audit.properties import (
     violations,
 )
 from experiments.audit.resampling import Regrets
+from experiments.game import Objective, population_of
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
 from mechanisms.pool import Floats, ReplyPool
 
-Objective = Literal["utility", "value"]
 TIMES = 64
 COMPARED = 50_000
-"""Auctions at most that counterfactuals are held against, on the first requests of the pool."""
+"""Auctions at most that counterfactuals are held against, on requests drawn at random."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,7 @@ class AuditReport:
             money per request of the pool, `regret` (the gain, negative too, as a fraction of the
             value attained; null where a target ROI is missed).
         misreports: gains from arbitrary reports, if the mechanism takes them; see `misreports`.
+        misreported: number of requests on which they were tried.
         findings: a verdict per property, with its evidence.
         regrets: with an interval for each advertiser.
         people: private types, as audited.
@@ -70,6 +72,7 @@ class AuditReport:
     frame: pl.DataFrame
     table: pl.DataFrame
     misreports: pl.DataFrame | None
+    misreported: int
     findings: tuple[Finding, ...]
     regrets: Regrets
     people: Population
@@ -135,9 +138,10 @@ def audit(
     lies = None
     if isinstance(mechanism, TakesReports) and np.isin(pool.ads, um).any():
         lies = misreports(mechanism, pool, people, bids, rng)
+    misreported = searched(pool) if lies is not None else 0
     lost = {"utility": violations(met, um), "value": violations(met, vm)}
     compared = max(1, COMPARED // max(1, pool.shape[2] * len(multiples)))
-    some = pool.take(np.arange(min(B, compared)))
+    some = pool.take(np.sort(rng.choice(B, min(B, compared), replace=False)))
     greatest = regrets.greatest(range(N))
     return AuditReport(
         mechanism=mechanism.name,
@@ -148,6 +152,7 @@ def audit(
         frame=_frame(found, regrets, dice, people, B),
         table=_table(found, multiples, B),
         misreports=lies,
+        misreported=misreported,
         findings=findings(
             Evidence(
                 mechanism=mechanism,
@@ -159,46 +164,14 @@ def audit(
                 shape=shape(found),
                 settlement=float(np.abs(met.settled).max(initial=0.0)),
                 counterfactuals=counterfactual_error(mechanism, some, people, bids, multiples),
+                compared=len(some.ads),
                 misreports=lies,
+                misreported=misreported,
             )
         ),
         regrets=regrets,
         people=people,
         others=bids,
-    )
-
-
-def population_of(
-    pool: ReplyPool,
-    values: ArrayLike,
-    objective: Objective | Sequence[Objective] = "utility",
-    roi: ArrayLike | None = None,
-) -> Population:
-    """Private types of all N advertisers of a pool, without budgets.
-
-    Raises:
-        BadInput: not one for each advertiser, an unknown objective, or a number not above 0.
-    """
-    N = pool.num_advertisers
-    values = np.asarray(values, dtype=np.float64)
-    if values.shape != (N,):
-        raise BadInput(f"values have shape {values.shape}; give one for each of {N} advertisers")
-    kinds = [objective] * N if isinstance(objective, str) else list(objective)
-    unknown = [kind for kind in kinds if kind not in ("utility", "value")]
-    if unknown or len(kinds) != N:
-        what = f"{unknown[0]!r}" if unknown else f"{len(kinds)} entries"
-        raise BadInput(f"objective has {what}; give 'utility' or 'value', or {N} of them")
-    targets = np.asarray(1.0 if roi is None else roi, dtype=np.float64)
-    if targets.shape not in ((), (N,)):
-        raise BadInput(f"roi has shape {targets.shape}; give a number, or one for each of {N}")
-    for name, given in (("values", values), ("roi", targets)):
-        if not (np.isfinite(given) & (given > 0)).all():
-            raise BadInput(f"{name} hold a number that is not above 0 and finite; give others")
-    return Population(
-        values=values,
-        value_maximizer=np.array([kind == "value" for kind in kinds]),
-        target_roi=np.broadcast_to(targets, (N,)).copy(),
-        budget=np.full(N, np.inf),
     )
 
 
@@ -217,14 +190,14 @@ def _frame(
     competed in), best_multiple (1 where nothing gains), unseen_regret (of deviations chosen on
     other requests), conditional_regret (a multiple for each request); and of the most telling
     deviation, tried_multiple, as gain_per_click_value is: tried_gain, exact, and realised_gain with
-    `_low` and `_high`; realised_lost (share of truthful services that ended below 0).
+    `_low` and `_high`, over dice; realised_lost (share of truthful services that ended below 0).
     """
     rows = []
     for i, each in enumerate(found):
         k, truth = len(each.requests), each.truth
         value, payment = each.value[:, truth].sum(), each.payment[:, truth].sum()
         stake = each.stake.sum()
-        best = int(each.total.argmax()) if regrets.regret[i] > 0 else truth
+        gain = float(each.improvement.sum())
         unit = each.value_per_click * max(k, 1)
         tried = _most_telling(each)
         at = int(np.searchsorted(each.multiples, tried))
@@ -244,9 +217,9 @@ def _frame(
                 "regret": regret.mean,
                 "regret_low": regret.low,
                 "regret_high": regret.high,
-                "gain": float(each.total[best]) / requests,
-                "gain_per_click_value": float(each.total[best]) / unit,
-                "best_multiple": float(each.multiples[best]),
+                "gain": gain / requests,
+                "gain_per_click_value": gain / unit,
+                "best_multiple": float(each.multiples[each.best]),
                 "unseen_regret": float(regrets.unseen[i]),
                 "conditional_regret": conditional / stake if stake > 0 else 0.0,
                 "tried_multiple": tried,

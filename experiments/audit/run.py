@@ -17,6 +17,7 @@ from experiments.audit import figures
 from experiments.audit.deviations import MULTIPLES
 from experiments.audit.findings import PROPERTIES, THRESHOLD, Finding
 from experiments.audit.report import TIMES, AuditReport, audit
+from experiments.audit.resampling import COVERAGE
 from experiments.best_response import BestResponse, best_responses
 from experiments.page import (
     Column,
@@ -41,15 +42,15 @@ from mechanisms.pool import ReplyPool
 Others = Literal["truthful", "learned"]
 OTHERS = {
     "truthful": "truthfully",
-    "learned": "what iterated best response settled in",
+    "learned": "what iterated best response ended in",
 }
 NOTE = (
     "A property holds where the largest violation is below {threshold:g} of value, and fails "
     "otherwise; amounts are expectations, exact on the requests of the pool. Brackets: 95 % over "
     "requests, the lower end of deviations chosen on other requests; where it is 0, a property may "
-    "fail. “Not claimed”: theory does not claim the property of this mechanism. Truth is the value "
-    "per click v for utility maximizers, v / target ROI for value maximizers; the others bid "
-    "{others}."
+    "fail. {coverage} “Not claimed”: theory does not claim the property of this mechanism. Truth "
+    "is the value per click v for utility maximizers, v / target ROI for value maximizers; the "
+    "others bid {others}."
 )
 
 
@@ -82,7 +83,7 @@ def run_audit(
         say: told in a line what is going on.
         mechanisms: by name; default the scenario's.
         others: what the others bid while one deviates: "truthful", or "learned" for the bids in
-            which iterated best response settles.
+            which iterated best response ends.
 
     Raises:
         BadInput: unknown mechanisms or others, or a folder that holds something else.
@@ -127,7 +128,12 @@ def _write(folder: Path, subject: Subject, audited: Sequence[Audited], others: s
     names = titles(audited[0].pool)
     reports = {each.mechanism.name: each.report for each in audited}
     B = len(audited[0].pool.ads)
-    drawn = {"regret": (figures.regrets(reports, names), figures.REGRET_CAPTION.format(requests=B))}
+    drawn = {
+        "regret": (
+            figures.regrets(reports, names),
+            figures.REGRET_CAPTION.format(requests=B, coverage=COVERAGE),
+        )
+    }
     heat = figures.HEAT_CAPTION.format(requests=B, others=OTHERS[others])
     for name, report in reports.items():
         drawn[f"deviations-{name}"] = (figures.heat_map(report, names), f"{name}. {heat}")
@@ -151,10 +157,10 @@ def _write(folder: Path, subject: Subject, audited: Sequence[Audited], others: s
                 for name, report in reports.items()
                 for each in report.findings
             ],
-            note=NOTE.format(threshold=THRESHOLD, others=OTHERS[others]),
+            note=NOTE.format(threshold=THRESHOLD, coverage=COVERAGE, others=OTHERS[others]),
         ),
         figures=drawn,
-        shown=list(_shown(reports, titled)),
+        shown=list(_shown(reports, titled, B)),
         tables=tables,
         facts=_facts(subject, audited, others),
         summary={name: _summary(report) for name, report in reports.items()},
@@ -200,7 +206,9 @@ def _overview(reports: Mapping[str, AuditReport]) -> Table:
     return Table("All mechanisms", pl.DataFrame(rows), columns)
 
 
-def _shown(reports: Mapping[str, AuditReport], titled: pl.DataFrame) -> Iterator[Table]:
+def _shown(
+    reports: Mapping[str, AuditReport], titled: pl.DataFrame, requests: int
+) -> Iterator[Table]:
     """Tables for the page: a row per advertiser, and kinds of reports where they are taken."""
     if len(reports) > 1:
         yield _overview(reports)
@@ -216,8 +224,9 @@ def _shown(reports: Mapping[str, AuditReport], titled: pl.DataFrame) -> Iterator
         Column("best_multiple", "Best bid", "× truthful"),
         Column("gain_per_click_value", "Gain", "% of a click's value, per request", percent),
         Column("conditional_regret", "Regret", f"{value}, a bid for each request", percent),
-        Column("realised_gain", "Gain, realised", "likewise, at the bid tried", percent),
         Column("tried_multiple", "Bid tried", "× truthful"),
+        Column("tried_gain", "Gain at the bid tried", "as Gain, exact", percent),
+        Column("realised_gain", "Gain at the bid tried", "likewise, realised", percent),
         Column("realised_lost", "Lost", "% of truthful services, realised", percent),
     ]
     kind = (
@@ -232,8 +241,9 @@ def _shown(reports: Mapping[str, AuditReport], titled: pl.DataFrame) -> Iterator
             name,
             frame,
             columns,
-            "Regret: greatest gain from one multiple of the truthful bid. Brackets: 95 % over "
-            "requests. Lost: value of the clicks less charges below 0, once all dice are thrown.",
+            "Regret: greatest gain from one multiple of the truthful bid. Brackets: 95 %, over "
+            "requests for regret, over dice for realised gains. Lost: value of the clicks less "
+            "charges below 0, once all dice are thrown.",
         )
         if report.misreports is not None and report.misreports.height:
             kinds = report.misreports.group_by("kind", maintain_order=True).agg(
@@ -249,7 +259,8 @@ def _shown(reports: Mapping[str, AuditReport], titled: pl.DataFrame) -> Iterator
                         "largest", "Greatest gain in a request", "% of a click's value", percent
                     ),
                 ],
-                "Of utility maximizers, each alone, in all its requests.",
+                "Of utility maximizers, each alone, "
+                f"on {report.misreported} of {requests} requests.",
             )
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agents.learners.base import meets
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
 from mechanisms.pool import Floats, ReplyPool
@@ -112,4 +113,4 @@ def _feasible_values(
     clicks, payments = mechanism.counterfactual(pool, bids, np.tile(own, (2, 2, 1)))
     value, paid = clicks[:, i].sum(axis=0), payments[:, i].sum(axis=0)
     roi = value[0] / paid[0] if paid[0] > 0 else np.inf
-    return np.where(value >= paid * (1 - 1e-12), value, -np.inf), float(roi)
+    return np.where(meets(value, paid, 1.0), value, -np.inf), float(roi)

@@ -27,18 +27,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from experiments.bayesian.check import finite, whole
+from experiments.bayesian.functions import LEAST_VALUES
 from experiments.bayesian.game import BayesianGame
 from experiments.bayesian.interim import BidDistributions, Interim
-from experiments.bayesian.response import Losses, losses
+from experiments.bayesian.response import (
+    LEAST_PROFIT,
+    MOST_STRETCH,
+    Losses,
+    greatest_that,
+    losses,
+)
 from mechanisms.errors import BadInput
 from mechanisms.pool import Floats
 
-MOST_STRETCH = 1e4
-"""Stretch at which a value maximizer counts as unconstrained."""
-_BISECTIONS, _LAST_TURNS = 40, 3
-_LEAST_PROFIT = 0.02
-"""Least scale σ_k of a value's payoffs, as a fraction of what its best bid wins."""
+_LAST_TURNS = 3
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class DualAveraging:
     """
 
     value_cells: int = 128
-    bid_cells: int = 64
+    bid_cells: int = 128
     rounds: int = 300
     temperature: float = 6.0
     rate_power: float = 0.8
@@ -71,16 +76,14 @@ class DualAveraging:
     checks: int = 25
 
     def __post_init__(self) -> None:
-        whole = (self.value_cells, self.bid_cells, self.rounds, self.checks)
-        if not all(isinstance(k, int) and k >= 2 for k in whole):
-            raise BadInput(
-                f"dual-averaging: cells, rounds and checks are integers >= 2; got {whole}"
-            )
-        positive = (self.temperature, self.dual_step)
-        if not (0 < self.rate_power <= 1 and all(0 < x < np.inf for x in positive)):
-            raise BadInput("dual-averaging: temperature and dual_step > 0, rate_power in (0, 1]")
-        if not (self.weight_power >= 0 and self.optimism >= 0):
-            raise BadInput("dual-averaging: weight_power and optimism are >= 0")
+        name = "dual-averaging"
+        whole(name, LEAST_VALUES, value_cells=self.value_cells)
+        whole(name, 2, bid_cells=self.bid_cells, rounds=self.rounds, checks=self.checks)
+        finite(name, positive=True, temperature=self.temperature, dual_step=self.dual_step)
+        finite(name, positive=True, rate_power=self.rate_power)
+        finite(name, positive=False, weight_power=self.weight_power, optimism=self.optimism)
+        if self.rate_power > 1:
+            raise BadInput(f"{name}: rate_power must be at most 1; got {self.rate_power!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +178,7 @@ def respond(worth: Floats, clicks: Floats, payments: Floats, rate: float) -> Flo
         payoffs -= p
         pick = payoffs.argmax(axis=1)
         best = payoffs[rows, pick]
-        at_stake = np.maximum(best, _LEAST_PROFIT * a * x[pick])
+        at_stake = np.maximum(best, LEAST_PROFIT * a * x[pick])
         payoffs -= best[:, None]
         # whom it does not pay to win may still lose, and where nobody wins any bid is as good
         lose = at_stake <= 0
@@ -224,10 +227,11 @@ def _meet_targets(
     Value per payment falls as the stretch rises, so bisection finds it; a target that does not bind
     leaves the stretch at `MOST_STRETCH`.
     """
-    low, high = np.ones_like(stretch), np.full_like(stretch, MOST_STRETCH)
-    for _ in range(_BISECTIONS):
-        middle = np.sqrt(low * high)
-        slack = roi_slack(game, values, respond(game.worth(values, middle), *leader, rate), outcome)
-        low, high = np.where(slack >= 0, middle, low), np.where(slack >= 0, high, middle)
-    found = np.where(game.value_maximizer, low, 1.0)
+
+    def feasible(tried: Floats) -> NDArray[np.bool_]:
+        strategies = respond(game.worth(values, tried), *leader, rate)
+        return roi_slack(game, values, strategies, outcome) >= 0
+
+    greatest = greatest_that(feasible, np.ones_like(stretch), np.full_like(stretch, MOST_STRETCH))
+    found = np.where(game.value_maximizer, greatest, 1.0)
     return found, respond(game.worth(values, found), *leader, rate)

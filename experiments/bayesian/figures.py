@@ -29,16 +29,17 @@ CAPTIONS = {
     "first_price": (
         "Learned equilibrium bid functions of the single-slot first-price auction, values uniform "
         "on [0, 1], against (n − 1)v/n. L2: root mean square distance over values. Loss: relative "
-        "utility loss in the continuous game."
+        "utility loss of the bid function in the continuous game, and of the strategy on the "
+        "learner's grid where it has one."
     ),
     "utility_against_value": (
         "Learned bid functions of one utility and one value maximizer in the single-slot "
         "first-price auction, values uniform on [0, 1], against the closed form. Target: the value "
-        "maximizer's return on investment, over all its values."
+        "maximizer's return on investment, over all its values; bids are not scaled to meet it. "
+        "Loss: relative utility loss of the bid function in the continuous game, and of the "
+        "strategy on the learner's grid."
     ),
-    "bids": (
-        "Learned equilibrium bid functions, values redrawn each round. Thin line: the value itself."
-    ),
+    "bids": ("Learned bid functions, values redrawn each round. Thin line: the value itself."),
 }
 
 
@@ -56,8 +57,7 @@ def first_price(reports: Mapping[str, Mapping[int, BayesianReport]]) -> Figure:
             for look, (learner, found) in zip(LOOKS, reports.items(), strict=False):
                 values = _draw(ax, found[n], 0, look, learner)
                 apart = found[n].bid_function(values)[0] - symmetric_first_price(values, n)
-                l2, loss = np.sqrt((apart**2).mean()), found[n].max_relative_utility_loss
-                said.append(f"L2 {l2:.4f}, loss {loss:.0e}, {learner}")
+                said.append(f"{learner}: L2 {np.sqrt((apart**2).mean()):.4f}, {_lost(found[n])}")
             _dots(ax, lambda v, n=n: symmetric_first_price(v, n), "(n − 1)v/n")
             _head(ax, f"{n} bidders", said)
             ax.set(xlabel="value per click", xlim=(0, 1), ylim=(0, 1))
@@ -81,8 +81,8 @@ def utility_maximizer_against_value_maximizer(reports: Mapping[float, BayesianRe
                 _draw(ax, report, i, look, name)
             for exact, label in zip(known, ("closed form", None), strict=True):
                 _dots(ax, exact, label)
-            loss = report.relative_utility_loss
-            _head(ax, f"Target ROI {roi:g}", [f"loss: UM {loss[0]:.0e}, VM {loss[1]:.0e}"])
+            lines = [f"{who}: {_lost(report, i)}" for i, who in enumerate(("UM", "VM"))]
+            _head(ax, f"Target ROI {roi:g}", lines)
             ax.set(xlabel="value per click", xlim=(0, 1), ylim=0)
         axes[0].set_ylabel("bid per click")
         _key(figure, axes[0])
@@ -109,10 +109,21 @@ def bid_functions(report: BayesianReport, names: Sequence[str] | None = None) ->
             ax.plot((0, top), (0, top), color=FAINT, linewidth=1, zorder=1, label="bid = value")
             ax.set(xlabel="value per click", xlim=(0, top), ylim=0)
             ax.legend(loc="upper left")
-        _head(axes[0], f"Equilibrium bids: {report.status}",
-              [f"NashConv {report.exploitability:.1e} money per request"])  # fmt: skip
+        rest = "Equilibrium bids" if report.status == "converged" else "Bids, no equilibrium"
+        said = [f"NashConv {report.exploitability:.1e} money per request"]
+        capped = [names[i] for i in np.flatnonzero(report.at_cap)]
+        if capped:
+            said.append(f"at the highest bid considered: {', '.join(capped)}")
+        _head(axes[0], f"{rest}: {report.status}", said)
         axes[0].set_ylabel("bid per click")
     return figure
+
+
+def _lost(report: BayesianReport, i: int = 0) -> str:
+    continuous = f"loss {report.continuous_loss[i]:.0e}"
+    return (
+        continuous if report.grid_loss is None else f"{continuous}, grid {report.grid_loss[i]:.0e}"
+    )
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:

@@ -3,22 +3,34 @@
 A bid function is kept at `POINTS` evenly spaced quantiles of the value, end points included, and is
 linear between them; it is non-decreasing, so the bid distribution of a uniform prior is piecewise
 linear with knots at its bids, and outcomes against it are as exact as those against cells.
+
+A strategy on bid cells is made a function in one way, which its grid sets and no measurement:
+`smoothed`, the least-squares cubic spline of its mean bids, a piece for every `CELLS_A_PIECE` bid
+cells. Rivals respond to the *density* of bids, and there a strategy on cells has steps and spikes
+that are the grid's and not the learner's. Two things follow. A strategy loses more when nothing is
+smoothed away, so that is measured as well (`purified`). And cubics pass a spline unchanged: where
+the equilibrium is one, `(n−1)v/n` say, smoothing favours it, and what the learner found is judged
+by its loss on its own grid, where nothing is smoothed.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.interpolate import make_lsq_spline
 
+from agents.learners.base import meets
 from experiments.bayesian.game import BayesianGame
 from experiments.bayesian.interim import BidDistributions, Interim
-from experiments.bayesian.response import Losses, losses
+from experiments.bayesian.response import Losses, greatest_that, losses
 from mechanisms.pool import Floats
 
 POINTS = 513
-_PIECES = (1, 2, 3, 4)
+CELLS_A_PIECE = 32
+"""Bid cells for each piece of the spline that stands for a strategy on them."""
+LEAST_VALUES = 4
+"""Value cells that a cubic needs."""
 _NO_WEIGHT = 1e-9
-_TURNS, _BISECTIONS = 3, 40
 
 
 def purified(distributions: BidDistributions) -> Floats:
@@ -33,67 +45,65 @@ def purified(distributions: BidDistributions) -> Floats:
     return np.stack([np.interp(at, cumulative, knots) for cumulative, knots in pairs])
 
 
-def smoothed(bids: Floats, pieces: int) -> Floats:
-    """(C, POINTS) least-squares cubic splines through `bids` (C, K) at the middles of K quantiles.
+def smoothed(mean_bids: Floats, bid_cells: int) -> Floats:
+    """(C, POINTS) bid functions that stand for strategies on cells: least-squares cubic splines.
 
-    What is smoothed away are the steps of a strategy on bid cells: rivals respond to the *density*
-    of bids, in which steps show as spikes.
+    Args:
+        mean_bids: (C, K) at the middles of K >= `LEAST_VALUES` quantiles.
+        bid_cells: L, which sets the number of pieces; there are at least four values for each.
     """
-    K = bids.shape[1]
+    K = mean_bids.shape[1]
+    pieces = max(1, min(bid_cells // CELLS_A_PIECE, K // 4))
     inner = np.linspace(0, 1, pieces + 1)[1:-1]
     knots = np.concatenate([np.zeros(4), inner, np.ones(4)])
     at = np.linspace(0, 1, POINTS)
-    fitted = [make_lsq_spline((np.arange(K) + 0.5) / K, row, knots)(at) for row in bids]
+    fitted = [make_lsq_spline((np.arange(K) + 0.5) / K, row, knots)(at) for row in mean_bids]
     return np.maximum.accumulate(np.maximum(fitted, 0.0), axis=1)
-
-
-def candidates(distributions: BidDistributions, mean_bids: Floats) -> list[Floats]:
-    """Bid functions (C, POINTS) that may stand for a strategy on cells."""
-    return [purified(distributions), *(smoothed(mean_bids, pieces) for pieces in _PIECES)]
 
 
 def function_losses(
     game: BayesianGame, interim: Interim, bids: Floats, cells: int
-) -> tuple[Floats, Losses]:
+) -> tuple[Losses, Floats]:
     """What bid functions lose against all bids and strategies in the continuous game.
-
-    Value maximizers' functions are first scaled to meet their targets, just so.
 
     Args:
         game: who bids for what.
         interim: computes outcomes.
-        bids: (C, POINTS) bid functions.
+        bids: (C, POINTS) bid functions, measured as they are: a value maximizer that misses its
+            target owes it.
         cells: so many evenly spaced bids are tried, up to the highest considered.
 
     Returns:
-        The bid functions, as scaled, and their losses.
+        The losses, and (C,) by which factor value maximizers' bids would meet their targets just
+        so (`_target_factors`).
     """
     edges = game.top[:, None] * np.linspace(0, 1, cells + 1)
     values = game.values(bids.shape[1] - 1)
-    for _ in range(_TURNS if game.value_maximizer.any() else 0):
-        bids = _scaled(game, interim, values, bids, edges)
-    return bids, losses(game, values, *interim.functions(bids, edges))
+    own, tried = interim.functions(bids, edges)
+    return losses(game, values, own, tried), _target_factors(game, values, bids, edges, tried)
 
 
-def _scaled(
-    game: BayesianGame, interim: Interim, values: Floats, bids: Floats, edges: Floats
+def _target_factors(
+    game: BayesianGame, values: Floats, bids: Floats, edges: Floats, tried: tuple[Floats, Floats]
 ) -> Floats:
-    """Value maximizers' bids times the greatest factor that meets their targets.
+    """(C,) greatest factors of value maximizers' bids that meet their targets; 1 for others.
 
-    Against the others' bids as they are; factors are within 1/2 and 2, bids within what is tried.
+    Against the others' bids as they are; between 1/2, which stands for less too, and 2, and such
+    that bids stay within those considered.
     """
-    _, (clicks, payments) = interim.functions(bids, edges)
     centres = (edges[:, 1:] + edges[:, :-1]) / 2
     middles = (bids[:, 1:] + bids[:, :-1]) / 2
-    factor = np.ones(game.classes)
-    for c in np.flatnonzero(game.value_maximizer):
-        low, high = 0.5, min(2.0, game.top[c] / bids[c].max()) if bids[c].max() > 0 else 1.0
-        for _ in range(_BISECTIONS):
-            factor[c] = (low + high) / 2
-            won, paid = (
-                np.interp(factor[c] * middles[c], centres[c], of[c]) for of in (clicks, payments)
-            )
-            met = (values[c] * won).mean() >= game.roi[c] * paid.mean()
-            low, high = (factor[c], high) if met else (low, factor[c])
-        factor[c] = low
-    return bids * factor[:, None]
+    highest = bids[:, -1]
+    bidding = game.value_maximizer & (highest > 0)
+    most = np.minimum(2.0, game.top / np.where(highest > 0, highest, 1.0))
+
+    def feasible(factor: Floats) -> NDArray[np.bool_]:
+        scaled = factor[:, None] * middles
+        won, paid = (
+            np.stack([np.interp(scaled[c], centres[c], of[c]) for c in range(game.classes)])
+            for of in tried
+        )
+        return meets((values * won).mean(axis=1), paid.mean(axis=1), game.roi)
+
+    found = greatest_that(feasible, np.full(game.classes, 0.5), most)
+    return np.where(bidding, found, 1.0)

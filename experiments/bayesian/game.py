@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from agents.learners.base import VALUE_REACH
 from experiments.bayesian.prior import Uniform
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
@@ -30,8 +31,6 @@ from mechanisms.pool import Floats, Ints, ReplyPool
 from mechanisms.slots import GSP, VCG, FirstPrice
 
 OBJECTIVES = ("utility", "value")
-VALUE_ROOM = 3.0
-"""Highest bid of a value maximizer in truthful ones, where it is charged less than it bids."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +83,8 @@ class BayesianGame:
             objective: "utility" or "value", one for all or one per advertiser.
             roi: target ROI of value maximizers, a number or (N,); default 1.
             top: highest bid considered, a number or (N,); default the highest truthful bid, and for
-                value maximizers `VALUE_ROOM` times theirs, or under pay-your-bid slot auctions the
-                highest of anybody's: nobody need bid more to win for certain.
+                value maximizers `VALUE_REACH` times theirs, or in a single-slot first-price auction
+                what it takes to beat the highest truthful score of anybody (`_enough_to_win`).
 
         Raises:
             BadInput: a list of another length than N, or a bad entry.
@@ -104,13 +103,13 @@ class BayesianGame:
         vm = np.array([one == "value" for one in objectives])
         targets = np.where(vm, _positive("roi", 1.0 if roi is None else roi, n), 1.0)
         truthful = np.array([one.high for one in priors]) / targets
+        rates = single_slot_rates(mechanism, pool)
         if top is not None:
             highest = _positive("top", top, n)
-        elif isinstance(mechanism, FirstPrice):
-            highest = np.where(vm, truthful.max(), truthful)
+        elif isinstance(mechanism, FirstPrice) and rates is not None:
+            highest = np.where(vm, _enough_to_win(truthful, rates), truthful)
         else:
-            highest = np.where(vm, VALUE_ROOM * truthful, truthful)
-        rates = single_slot_rates(mechanism, pool)
+            highest = np.where(vm, VALUE_REACH * truthful, truthful)
         kinds: dict[tuple, int] = {}
         member = np.empty(n, dtype=np.int64)
         for i in range(n):
@@ -174,6 +173,18 @@ def single_slot_rates(mechanism: Mechanism, pool: ReplyPool) -> Floats | None:
     rates = np.zeros((len(pool.ads), pool.num_advertisers))
     np.put_along_axis(rates, pool.ads, alone, axis=1)
     return rates
+
+
+def _enough_to_win(truthful: Floats, rates: Floats) -> Floats:
+    """(N,) `max_j truthful_j c_j / c_i` over requests, at most `VALUE_REACH` times any truthful.
+
+    Args:
+        truthful: (N,) highest truthful bids.
+        rates: (B, N) click rates c of ads shown alone.
+    """
+    best = (truthful * rates).max(axis=1, keepdims=True)
+    needed = np.divide(best, rates, out=np.zeros_like(rates), where=rates > 0).max(axis=0)
+    return np.clip(needed, truthful, VALUE_REACH * truthful.max())
 
 
 def _one_each(name: str, given: object, n: int) -> list:

@@ -23,15 +23,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from experiments.bayesian.check import finite, whole
 from experiments.bayesian.functions import POINTS
 from experiments.bayesian.game import BayesianGame
 from experiments.bayesian.interim import BidDistributions, Interim
-from mechanisms.errors import BadInput
+from experiments.bayesian.response import LEAST_PROFIT, MOST_STRETCH
 from mechanisms.pool import Floats
 
-_LEAST_PROFIT = 0.02  # of what a bid wins, for it to count as profitable
 _STEEPEST = 2.0  # elasticities beyond are cut: they tell the direction
-_MOST_STRETCH = 1e4
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,10 @@ class Gradient:
     checks: int = 25
 
     def __post_init__(self) -> None:
-        whole = (self.steps, self.width, self.bid_cells, self.checks)
-        if not all(isinstance(k, int) and k >= 2 for k in whole):
-            raise BadInput(
-                f"gradient: steps, width, cells and checks are integers >= 2; got {whole}"
-            )
-        if not (0 < self.learning_rate < np.inf and 0 < self.dual_step < np.inf):
-            raise BadInput("gradient: learning_rate and dual_step must be positive and finite")
+        name = "gradient"
+        whole(name, 2, steps=self.steps, width=self.width)
+        whole(name, 2, bid_cells=self.bid_cells, checks=self.checks)
+        finite(name, positive=True, learning_rate=self.learning_rate, dual_step=self.dual_step)
 
 
 @contextmanager
@@ -125,7 +121,7 @@ def learn(
         adam.step()
         schedule.step()
         step = np.clip(par.dual_step / np.sqrt(t) * slack, -0.5, 0.5)
-        stretch = np.clip(stretch * np.exp(step), 1.0, _MOST_STRETCH)
+        stretch = np.clip(stretch * np.exp(step), 1.0, MOST_STRETCH)
         if t in checks:
             path.append(bids)
     with torch.no_grad():
@@ -189,7 +185,7 @@ def _slopes(
         best = payoffs.argmax(axis=1)
         at_stake = payoffs[np.arange(len(best)), best]
         # a value that no cell's bid can profit from has nothing to learn from cells
-        told = at_stake > _LEAST_PROFIT * worth[c] * tried[0][best]
+        told = at_stake > LEAST_PROFIT * worth[c] * tried[0][best]
         steep = (worth[c] * more[0] - more[1]) * worth[c]
         slopes[c] = np.divide(steep, at_stake, out=np.zeros_like(steep), where=told)
         if game.value_maximizer[c]:

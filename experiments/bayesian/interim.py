@@ -204,9 +204,16 @@ class Sampled:
         return (own[0], own[1]), tried
 
     def _draw(self) -> tuple[Ints, Floats]:
-        """(S,) requests of the pool, and (S, N) quantiles of bids: each column in S strata."""
+        """(S,) requests of the pool, and (S, N) quantiles of bids: each column in S strata.
+
+        Requests are spread evenly over a fresh shuffle of the pool from a random offset: each is as
+        likely as any other to be drawn, in every draw.
+        """
         S, shape = self.samples, (self.samples, len(self.game.member))
-        request = self.rng.permutation(S) * len(self.game.pool.ads) // S
+        B = len(self.game.pool.ads)
+        evenly = (self.rng.permutation(S) + self.rng.random()) * (B / S)
+        # rounding may take the last to B itself
+        request = self.rng.permutation(B)[np.minimum(evenly.astype(np.int64), B - 1)]
         strata = self.rng.permuted(np.tile(np.arange(S)[:, None], shape[1]), axis=0)
         return request, (strata + self.rng.random(shape)) / S
 

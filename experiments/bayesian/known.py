@@ -8,8 +8,8 @@ prior, `sqrt(E[(β(v) − β*(v))²])`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,15 @@ EPSILONS = (0.2, 0.05, 0.01)
 TARGETS = (1.0, 1.5)
 GIBBS_VALUES, GIBBS_ROI, GIBBS_TAU = np.array([1.0, 1.4, 1.8, 2.2]), 1.5, 0.1
 GIBBS_OBJECTIVES = ("utility", "value", "utility", "value")
-FINE = {"rounds": 1000, "value_cells": 256, "bid_cells": 128}
-"""Dual averaging on a grid fine enough for losses of asymmetric bidders in the continuous game."""
+FINE = {"rounds": 1000, "value_cells": 256}
+"""Dual averaging long and fine enough for asymmetric bidders."""
+RUNS = 5
+"""Times that a learner is timed."""
+LARGEST_FACTOR = 0.01
+"""By how much bids may have to be scaled to meet a target just so."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Known:
     """A known equilibrium and what was found.
 
@@ -45,7 +49,8 @@ class Known:
         target: what is known, and how near to it the learner must come.
         found: how near it came.
         met: whether that is near enough.
-        seconds: that the learner took, measurement of what it found included.
+        seconds: by the clock, measurement of what was found included; of several runs the slowest.
+        report: what the row is about, where values are redrawn; figures are drawn from it.
     """
 
     name: str
@@ -54,31 +59,61 @@ class Known:
     found: str
     met: bool
     seconds: float
+    report: BayesianReport | None = None
+
+    def entry(self) -> dict[str, Any]:
+        """The row without its report, for tables."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "report"}
 
 
-def known_equilibria(rng: np.random.Generator) -> list[Known]:
-    """All of them, a row each, in about half a minute on one thread.
+@dataclass(frozen=True, eq=False)
+class KnownEquilibria:
+    """All known equilibria and what was found.
+
+    Attributes:
+        rows: one for each, in the order of the table.
+        first_price: reports of the symmetric first-price rows by learner and number of bidders.
+        against: reports of a utility against a value maximizer by target.
+    """
+
+    rows: list[Known]
+    first_price: Mapping[str, Mapping[int, BayesianReport]]
+    against: Mapping[float, BayesianReport]
+
+
+def known_equilibria(seed: int) -> KnownEquilibria:
+    """All of them, in about half a minute on one thread.
 
     Args:
-        rng: for networks, samples and pools.
+        seed: every row starts from it, so that none depends on which come before.
     """
     for learner in LEARNERS:  # the first calls import what they need, which is not their work
-        first_price_row(2, learner, np.random.default_rng(0))
-    rows = [first_price_row(n, "dual-averaging", rng) for n in BIDDERS]
-    rows += [first_price_row(n, "gradient", rng) for n in BIDDERS]
+        solve_bayesian(make_mechanism("first-price"), single_item(2), Uniform(), learner)
+    symmetric = {
+        learner: {n: first_price_row(n, learner, seed) for n in BIDDERS} for learner in LEARNERS
+    }
+    against = {roi: utility_against_value_rows(roi, seed) for roi in TARGETS}
+    rows = [row for by_number in symmetric.values() for row in by_number.values()]
     rows += [
-        second_price_row(m, who, rng)
+        second_price_row(m, who, seed)
         for m in ("vcg", "gsp")
         for who in ("dual-averaging", "gradient")
     ]
-    rows += [row for roi in TARGETS for row in utility_against_value_rows(roi, rng)]
+    rows += [row for pair in against.values() for row in pair]
     rows += [
         row
         for learner, parameters in (("hedge", {"rounds": 2000}), ("gradient", {"rounds": 600}))
-        for row in fixed_value_rows(learner, parameters, rng)
+        for row in fixed_value_rows(learner, parameters, seed)
     ]
     rows += [anarchy_row(epsilon) for epsilon in EPSILONS]
-    return [*rows, anarchy_pacing_row(0.2)]
+    return KnownEquilibria(
+        rows=[*rows, anarchy_pacing_row(0.2)],
+        first_price={
+            learner: {n: row.report for n, row in by_number.items()}
+            for learner, by_number in symmetric.items()
+        },
+        against={roi: pair[0].report for roi, pair in against.items()},
+    )
 
 
 def single_item(ads: int) -> ReplyPool:
@@ -95,69 +130,96 @@ def distance(
     return float(np.sqrt((apart**2).mean()))
 
 
-def first_price_row(bidders: int, learner: str, rng: np.random.Generator) -> Known:
-    """First price, values U[0, 1]: `(n−1)/n · v`."""
+def first_price_row(bidders: int, learner: str, seed: int) -> Known:
+    """First price, values U[0, 1]: `(n−1)/n · v`.
+
+    `dual-averaging` is held to its loss on the grid, which is SODA's measure, and to its time; what
+    its bid function loses in the continuous game stands beside.
+    """
     auction, pool = make_mechanism("first-price"), single_item(bidders)
-    report = solve_bayesian(auction, pool, Uniform(), learner, rng=rng)
+
+    def solved() -> BayesianReport:
+        rng = np.random.default_rng(seed)
+        return solve_bayesian(auction, pool, Uniform(), learner, rng=rng)
+
+    report = solved()
     seconds = report.seconds
     l2 = distance(report, lambda v: symmetric_first_price(v, bidders))
-    loss = report.max_relative_utility_loss
-    found = f"L2 {l2:.4f}, loss {loss:.1e}"
     if learner == "gradient":
         target, met = "L2 <= 0.01", l2 <= 0.01
+        found = f"L2 {l2:.4f}, continuous loss {report.continuous_loss.max():.1e}"
     else:
-        grid = float(report.grid_loss.max())
-        again = [solve_bayesian(auction, pool, Uniform(), learner, rng=rng) for _ in range(4)]
-        seconds = min(seconds, *(other.seconds for other in again))
-        target = "L2 <= 0.008, losses <= 1e-4, 0.2 s (best of 5)"
-        met = l2 <= 0.008 and max(grid, loss) <= 1e-4 and seconds <= 0.2
-        found += f" (on the grid {grid:.1e})"
+        runs = [report, *(solved() for _ in range(RUNS - 1))]
+        seconds = max(run.seconds for run in runs)
+        worked = [run.processor_seconds for run in runs]
+        target = "L2 <= 0.008, grid loss <= 1e-4, each run <= 0.2 s of processor time"
+        loss = float(report.grid_loss.max())
+        met = l2 <= 0.008 and loss <= 1e-4 and max(worked) <= 0.2
+        found = (
+            f"L2 {l2:.4f}, grid loss {loss:.1e}, {min(worked):.2f} to {max(worked):.2f} s in "
+            f"{RUNS} runs; {_beside(report)}"
+        )
     name = f"first price, U[0,1], n = {bidders}: (n-1)v/n"
-    return Known(name, learner, target, found, met, seconds)
+    return Known(name, learner, target, found, met, seconds, report)
 
 
-def second_price_row(mechanism: str, learner: str, rng: np.random.Generator) -> Known:
+def second_price_row(mechanism: str, learner: str, seed: int) -> Known:
     """Second price, values U[0, 1]: truthful."""
-    report = solve_bayesian(make_mechanism(mechanism), single_item(3), Uniform(), learner, rng=rng)
+    report = solve_bayesian(
+        make_mechanism(mechanism), single_item(3), Uniform(), learner,
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
     l2 = distance(report, lambda v: v)
-    found = f"L2 {l2:.4f}, loss {report.max_relative_utility_loss:.1e}"
+    found = f"L2 {l2:.4f}, continuous loss {report.continuous_loss.max():.1e}"
     name = f"second price ({mechanism}, one slot), n = 3: truthful"
-    return Known(name, learner, "L2 <= 0.01", found, l2 <= 0.01, report.seconds)
+    return Known(name, learner, "L2 <= 0.01", found, l2 <= 0.01, report.seconds, report)
 
 
-def utility_against_value_rows(roi: float, rng: np.random.Generator) -> list[Known]:
-    """First price, a utility against a value maximizer with an ex ante ROI target."""
-    report = utility_against_value_report(roi, rng)
+def utility_against_value_rows(roi: float, seed: int) -> list[Known]:
+    """First price, a utility against a value maximizer with an ex ante ROI target.
+
+    The value maximizer's bids are measured as they are. Its target counts as met where they miss it
+    by at most 1e-3, relatively, and where scaling them by at most `LARGEST_FACTOR` meets it just
+    so: they do not fall short of what the target allows either.
+    """
+    report = solve_bayesian(
+        make_mechanism("first-price"), single_item(2), Uniform(), "dual-averaging",
+        ("utility", "value"), roi, np.random.default_rng(seed), **FINE,
+    )  # fmt: skip
     utility, value, stretch = utility_against_value(roi)
     l2 = distance(report, utility, 0), distance(report, value, 1)
-    loss, grid, short = report.relative_utility_loss, report.grid_loss, report.roi_violation[1]
+    grid, short, factor = report.grid_loss, report.roi_violation[1], report.target_factor[1]
     name = f"first price, U[0,1], one UM, one VM with target {roi:g}"
-    met = max(*loss, *grid) <= 1e-3 and short <= 1e-6
+    met = grid.max() <= 1e-3 and short <= 1e-3 and abs(factor - 1) <= LARGEST_FACTOR
     found = (
-        f"UM {loss[0]:.1e}, VM {loss[1]:.1e} (on the grid {grid[0]:.1e}, {grid[1]:.1e}); "
-        f"ROI short by {short:.0e}"
+        f"grid loss UM {grid[0]:.1e}, VM {grid[1]:.1e}; unscaled bids miss the target by "
+        f"{short:.0e}, meet it just so x {factor:.5f}; {_beside(report)}"
     )
     bids = (
         f"L2 UM {l2[0]:.4f}, VM {l2[1]:.4f}; stretch {report.stretch[1]:.3f} (known {stretch:.3f})"
     )
     who = "dual-averaging"
+    target = (
+        "grid loss <= 1e-3 for both; unscaled bids miss the target by <= 1e-3, meet it x 1 ± 1 %"
+    )
+    seconds = report.seconds
     return [
-        Known(f"{name}: losses", who, "<= 1e-3 for both, target met", found, met, report.seconds),
-        Known(f"{name}: bids", who, "L2 <= 0.01", bids, max(l2) <= 0.01, report.seconds),
+        Known(f"{name}: losses", who, target, found, bool(met), seconds, report),
+        Known(f"{name}: bids", who, "L2 <= 0.01", bids, max(l2) <= 0.01, seconds, report),
     ]
 
 
-def utility_against_value_report(roi: float, rng: np.random.Generator) -> BayesianReport:
-    """The report behind `utility_against_value_rows`."""
-    return solve_bayesian(
-        make_mechanism("first-price"), single_item(2), Uniform(), "dual-averaging",
-        ("utility", "value"), roi, rng, **FINE,
-    )  # fmt: skip
+def _beside(report: BayesianReport) -> str:
+    """Losses in the continuous game, of the bid functions and of the strategies on cells."""
+
+    def said(losses: Floats) -> str:
+        return ", ".join(f"{loss:.1e}" for loss in dict.fromkeys(losses.tolist()))
+
+    smooth, rough = said(report.continuous_loss), said(report.unsmoothed_loss)
+    return f"continuous loss {smooth} (unsmoothed {rough})"
 
 
-def fixed_value_rows(
-    learner: str, parameters: dict[str, Any], rng: np.random.Generator
-) -> list[Known]:
+def fixed_value_rows(learner: str, parameters: dict[str, Any], seed: int) -> list[Known]:
     """Gibbs allocations of a synthetic pool, fixed values: first price by root-finder; mosaic."""
     pool, ctr = gibbs_pool()
     vm = np.array([who == "value" for who in GIBBS_OBJECTIVES])
@@ -166,7 +228,7 @@ def fixed_value_rows(
     def learned(mechanism: str) -> EquilibriumReport:
         return solve(
             make_mechanism(mechanism, tau=GIBBS_TAU), pool, GIBBS_VALUES, GIBBS_OBJECTIVES,
-            GIBBS_ROI, learner, rng, starts=2, **parameters,
+            GIBBS_ROI, learner, np.random.default_rng(seed), starts=2, **parameters,
         )  # fmt: skip
 
     ideal, mosaic = learned("llm-auction-ideal"), learned("mosaic")

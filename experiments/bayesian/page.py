@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import polars as pl
 
 from experiments.bayesian import figures
-from experiments.bayesian.known import (
-    BIDDERS,
-    TARGETS,
-    known_equilibria,
-    single_item,
-    utility_against_value_report,
-)
-from experiments.bayesian.prior import Uniform
-from experiments.bayesian.solve import LEARNERS, solve_bayesian
+from experiments.bayesian.functions import CELLS_A_PIECE
+from experiments.bayesian.known import KnownEquilibria, known_equilibria
+from experiments.bayesian.solve import LEARNERS
 from experiments.page import Subject, Verdict, Verdicts, check_folder, write_page
 from experiments.provenance import where
-from mechanisms.registry import make_mechanism
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NOTE = (
     "What is known comes from closed forms, roots of first-order conditions, or dominance, and "
     "from no mechanism or learner of this program. L2: root mean square distance of bid functions "
-    "over values. Loss: 1 - payoff / best reply's payoff, in the continuous game, and in brackets "
-    "on the grid that the learner plays on. Seconds include all measurement."
+    "over values. Loss: 1 - payoff / best reply's payoff, what a missed target owes included. Grid "
+    "loss: of the learner's strategy, on the bid and value cells that it plays on. Continuous "
+    "loss: against any bid, of the bid function that stands for the strategy: always a cubic "
+    f"spline with a piece for {CELLS_A_PIECE} bid cells, which suits linear equilibria; "
+    "unsmoothed: of the strategy as it is. Seconds include all measurement; of several "
+    "runs the slowest counts. Every row starts from the seed; figures show the rows' own runs."
 )
 
 
@@ -40,7 +39,8 @@ def write_known(seed: int, folder: Path, say: Callable[[str], None]) -> Path:
     subject = Subject("equilibrium", None, seed, asked={"known": True})
     check_folder(folder, subject)
     say("known equilibria: about half a minute")
-    rows = known_equilibria(np.random.default_rng(seed))
+    found = known_equilibria(seed)
+    rows = found.rows
     say("figures and page")
     verdicts = [
         Verdict(
@@ -58,31 +58,19 @@ def write_known(seed: int, folder: Path, say: Callable[[str], None]) -> Path:
         label="pools without an LLM, built for theory",
         verdicts=Verdicts(("market and learner", "known", "found", ""), verdicts, NOTE),
         facts=[("Seed", str(seed)), ("Learners", ", ".join(LEARNERS) + "; hedge, pacing")],
-        figures=_figures(seed),
-        tables={"known": pl.DataFrame([asdict(row) for row in rows])},
+        figures=_figures(found),
+        tables={"known": pl.DataFrame([row.entry() for row in rows])},
         manifest=where(),
-        summary=[asdict(row) for row in rows],
+        summary=[row.entry() for row in rows],
     )
 
 
-def _figures(seed: int):
-    mechanism, prior = make_mechanism("first-price"), Uniform(0, 1)
-    first_price = {
-        learner: {
-            n: solve_bayesian(
-                mechanism, single_item(n), prior, learner, rng=np.random.default_rng(seed)
-            )
-            for n in BIDDERS
-        }
-        for learner in LEARNERS
-    }
-    against = {
-        roi: utility_against_value_report(roi, np.random.default_rng(seed)) for roi in TARGETS
-    }
+def _figures(found: KnownEquilibria) -> dict[str, tuple[Figure, str]]:
+    """The solves of the table, drawn."""
     return {
-        "first_price": (figures.first_price(first_price), figures.CAPTIONS["first_price"]),
+        "first_price": (figures.first_price(found.first_price), figures.CAPTIONS["first_price"]),
         "utility_against_value": (
-            figures.utility_maximizer_against_value_maximizer(against),
+            figures.utility_maximizer_against_value_maximizer(found.against),
             figures.CAPTIONS["utility_against_value"],
         ),
     }

@@ -10,17 +10,28 @@ subsidise low returns on some values by high ones on others. By duality, for *ev
     max E[v x]  s.t.  E[v x] >= roi·E[p]    <=    E[max_b (1+λ) v x_b − λ roi p_b],
 
 so its least value over λ is a certified bound on what any strategy attains, and there is no gap.
+A strategy that misses its target attains nothing feasible: what it owes counts beside its gain, as
+in games of fixed bids (`experiments.game`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from agents.learners.base import meets
 from experiments.bayesian.game import BayesianGame
 from mechanisms.pool import Floats, Ints
+
+MOST_STRETCH = 1e4
+"""Stretch at which a value maximizer counts as unconstrained."""
+LEAST_PROFIT = 0.02
+"""Least scale of a value's payoffs, as a fraction of what its best bid wins."""
+_BISECTIONS = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,25 +40,30 @@ class Losses:
 
     Attributes:
         attained: (C,) utility, or value of a value maximizer, of its strategy.
-        attainable: (C,) of the best response to the others: for value maximizers an upper bound,
-            over all strategies that meet the target.
-        violation: (C,) `max(0, roi·E[p] − E[v x]) / E[v x]` of value maximizers; 0 for others.
+        attainable: (C,) of the best response to the others among the bids tried: for value
+            maximizers an upper bound, over all strategies on them that meet the target.
+        owed: (C,) `max(0, roi·E[p] − E[v x])`, by which value maximizers miss their targets; 0 for
+            others.
     """
 
     attained: Floats
     attainable: Floats
-    violation: Floats
+    owed: Floats
 
     @property
     def gain(self) -> Floats:
-        """(C,) what a best response would add, in money per request."""
-        return np.maximum(self.attainable - self.attained, 0.0)
+        """(C,) what a best response would add, and what is owed, in money per request."""
+        return np.maximum(self.attainable - self.attained, 0.0) + self.owed
 
     @property
     def relative(self) -> Floats:
-        """(C,) relative utility loss `1 − attained / attainable`; 0 where nothing is attainable."""
-        positive = self.attainable > 0
-        return np.where(positive, self.gain / np.where(positive, self.attainable, 1.0), 0.0)
+        """(C,) relative utility loss `gain / attainable`; 0 where nothing is attainable or owed."""
+        return _fraction(self.gain, self.attainable)
+
+    @property
+    def violation(self) -> Floats:
+        """(C,) `owed / E[v x]`: by how much value maximizers miss their targets."""
+        return _fraction(self.owed, self.attained)
 
 
 def losses(
@@ -74,9 +90,25 @@ def losses(
             attainable[c] = most_value(values[c], clicks, payments, game.roi[c])
         else:
             attainable[c] = best_payoffs(values[c], clicks, payments).mean()
-    short = np.where(game.value_maximizer, game.roi * paid - won, 0.0)
-    violation = np.maximum(short, 0.0) / np.where(won > 0, won, 1.0)
-    return Losses(attained, attainable, violation)
+    short = game.value_maximizer & ~meets(won, paid, game.roi)
+    return Losses(attained, attainable, np.where(short, game.roi * paid - won, 0.0))
+
+
+def greatest_that(
+    holds: Callable[[Floats], NDArray[np.bool_]], low: Floats, high: Floats
+) -> Floats:
+    """(C,) greatest numbers between `low` > 0 and `high` for which `holds`, by bisection.
+
+    Args:
+        holds: of each class by itself; where it does, it does for smaller numbers too.
+        low: (C,) returned where it holds for nothing between.
+        high: (C,) returned, to rounding, where it holds for everything.
+    """
+    for _ in range(_BISECTIONS):
+        middle = np.sqrt(low * high)
+        does = holds(middle)
+        low, high = np.where(does, middle, low), np.where(does, high, middle)
+    return low
 
 
 def best_payoffs(worth: Floats, clicks: Floats, payments: Floats) -> Floats:
@@ -108,6 +140,14 @@ def most_value(values: Floats, clicks: Floats, payments: Floats, roi: float) -> 
         options={"xatol": 1e-7},
     )  # fmt: skip
     return min(float(found.fun), bound(0.0))
+
+
+def _fraction(part: Floats, whole: Floats) -> Floats:
+    """`part / whole`; where there is no whole, 0 for no part and infinity for some."""
+    positive = whole > 0
+    return np.where(
+        positive, part / np.where(positive, whole, 1.0), np.where(part > 0, np.inf, 0.0)
+    )
 
 
 def _payoffs_on(hull: Ints, worth: Floats, clicks: Floats, payments: Floats) -> Floats:

@@ -1,16 +1,18 @@
 """One cell of the map: what a mechanism comes to with one population of one kind of learners.
 
-Learners play from R starting points (`experiments.equilibrium.play`). What is measured are their
-strategies averaged over the second half of the rounds, and amounts are means over the starts: where
-there are several equilibria, or none, no single profile would stand for the cell. Expected clicks
-x_i and payments p_i are of profiles drawn from these strategies, each exactly over all requests of
-the pool; with values v_i, target ROIs τ_i and user satisfaction q(y), per request,
+Learners play from R starting points (`experiments.equilibrium.play`), and each start comes to one
+profile, of which everything is measured: the product of the advertisers' strategies, averaged over
+the second half of the rounds, where learners keep mixtures; the last bids where they do not. Rows
+are means over the starts: where there are several equilibria, or none, no single profile would
+stand for the cell. Expected clicks x_i and payments p_i are exact over all requests of the pool;
+over mixtures they are means of `PROFILES` draws. With values v_i, target ROIs τ_i and user
+satisfaction q(y), per request,
 
     advertisers' value   Σ_i v_i x_i                     revenue  Σ_i p_i
     welfare              Σ_i v_i x_i + E q(y)
     liquid welfare       Σ_i v_i x_i / τ_i, τ_i = 1 for utility maximizers: what they would pay
     first best           max over candidate replies y of  Σ_i v_i ctr_i(y) + q(y),  by request
-    price of anarchy     first best / welfare
+    price of anarchy     first best / welfare; infinite where there is none of the latter
 
 The first best knows of no mechanism, temperature or incentive: tau is a mechanism's parameter, and
 no part of welfare. As that compares a mechanism that has to stay near the reference LLM with one
@@ -19,9 +21,11 @@ that need not, welfare is also divided by the welfare of the same mechanism unde
 price of anarchy is of the worst equilibrium, or of the worst no-regret play (Blum et al. 2008);
 this one is of the play that was learned.
 
-Exploitability is of mean bids (`experiments.game`): by start that of the last strategies or of the
-averages, whichever is less, and its mean over the starts. A cell has converged if most of its
-starts have (`experiments.equilibrium.diagnosis`).
+Exploitability (`experiments.game`, `experiments.equilibrium.mixtures`) is of these same profiles. A
+start has converged if its strategies are at rest and that is small
+(`experiments.equilibrium.diagnosis`), and a cell if most of its starts have. Learners that go round
+in cycles may have average mixtures that are hard to exploit: such a cell is cycling all the same.
+An average of the play is not the play: in the product of averages advertisers bid independently.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ import numpy as np
 
 from experiments.compare.populations import Populations
 from experiments.equilibrium.diagnosis import diagnose
-from experiments.equilibrium.mixtures import draw_profiles
+from experiments.equilibrium.mixtures import draw_profiles, mixed_gains
 from experiments.equilibrium.play import Play, Style, play
 from experiments.game import Game
 from experiments.parallel import Job, stream
@@ -42,7 +46,10 @@ from mechanisms.base import Mechanism
 from mechanisms.pool import Floats, ReplyPool
 
 PROFILES = 64
-"""Profiles drawn from the strategies of a starting point."""
+"""Profiles drawn from the mixtures of a starting point; stratified, so that few do for much."""
+
+MIXTURE, LAST = "mixture", "last bids"
+"""What a start comes to: the product of average strategies, or the last bids."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +61,8 @@ class Setting:
         pools: what each trades on, by its name.
         populations: the replicate populations.
         rounds: of learning.
-        starts: R, starting points of each draw, the first truthful.
-        seed: of the learners' dice.
+        starts: R, starting points of each draw, the first at the truthful bids.
+        seed: of starting points and the learners' dice.
     """
 
     mechanisms: Mapping[str, Mechanism]
@@ -71,16 +78,15 @@ def cell(job: Job, setting: Setting) -> dict[str, Any]:
     name, learner, share, draw = job
     mechanism, pool = setting.mechanisms[name], setting.pools[name]
     people = setting.populations.population(draw, share)
-    # The same dice for all mechanisms and shares, so that they differ by themselves alone.
+    # Common random numbers: for all mechanisms, and at the same quantiles for all shares. Learners'
+    # own dice are not: they go by who shares a learner object, which shares and grids decide.
     rng = stream(setting.seed, "learning", learner, draw)
     game, styles = Game(mechanism, pool, people), [Style(learner)] * len(people.values)
     played = play(game, styles, rng, rounds=setting.rounds, starts=setting.starts)
-    mixtures = zip(played.support, played.weights, strict=True)
-    profiles = [draw_profiles(*mixture, rng, PROFILES) for mixture in mixtures]
-    measured = outcome(game, np.concatenate(profiles))
+    end = ending(game, played, rng)
+    measured = outcome(game, end.profiles)
     truthful = outcome(game, people.truthful_bids[None])
     best = first_best(pool, people.values)
-    exploitability, status = convergence(game, played)
     return {
         "mechanism": name,
         "learner": learner,
@@ -91,21 +97,51 @@ def cell(job: Job, setting: Setting) -> dict[str, Any]:
         "first_best": best,
         "truthful_revenue": truthful["revenue"],
         "truthful_welfare": truthful["welfare"],
-        "price_of_anarchy": best / measured["welfare"],
-        "welfare_over_truthful": measured["welfare"] / truthful["welfare"],
-        "exploitability": exploitability,
-        "status": status,
+        "price_of_anarchy": ratio(best, measured["welfare"]),
+        "welfare_over_truthful": ratio(measured["welfare"], truthful["welfare"]),
+        "exploitability": float(end.exploitability.mean()),
+        "profile": MIXTURE if played.mixes.any() else LAST,
+        "status": status(game, played, end),
     }
 
 
-def convergence(game: Game, played: Play) -> tuple[float, str]:
-    """Exploitability, mean over starts, and the status of most starts (the less settled one)."""
-    ends = game.gains(played.last), game.gains(played.average)
-    reached = np.minimum(*(each.exploitability for each in ends))
-    bids = played.bids / game.people.truthful_bids
-    shares = ends[1].value
-    found = [diagnose(bids[:, r], float(reached[r]), shares[r]).status for r in range(len(reached))]
-    return float(reached.mean()), max(("drifting", "cycling", "converged"), key=found.count)
+@dataclass(frozen=True, eq=False)
+class Ending:
+    """The profiles that R starts came to.
+
+    Attributes:
+        profiles: (K, N) bids; of equal weight, equally many from each start.
+        exploitability: (R,) of each start's profile, which may be mixed.
+        value: (R, N) value that each advertiser attains in it, per request.
+    """
+
+    profiles: Floats
+    exploitability: Floats
+    value: Floats
+
+
+def ending(game: Game, played: Play, rng: np.random.Generator) -> Ending:
+    """The product of each start's average mixtures, or its last bids; and how exploitable it is."""
+    if not played.mixes.any():
+        gains = game.gains(played.last)
+        return Ending(played.last, gains.exploitability, gains.value)
+    strategies = list(zip(played.support, played.weights, strict=True))
+    found = [mixed_gains(game, *each, rng, PROFILES) for each in strategies]
+    return Ending(
+        profiles=np.concatenate([draw_profiles(*each, rng, PROFILES) for each in strategies]),
+        exploitability=np.array([each.exploitability.mean for each in found]),
+        value=np.array([each.value for each in found]),
+    )
+
+
+def status(game: Game, played: Play, end: Ending) -> str:
+    """The status of most starts; of equally many, the less settled one."""
+    paths = np.moveaxis(played.path(game.people), 1, 0)
+    found = [
+        diagnose(path, float(left), value).status
+        for path, left, value in zip(paths, end.exploitability, end.value, strict=True)
+    ]
+    return max(("drifting", "cycling", "converged"), key=found.count)
 
 
 def outcome(game: Game, profiles: Floats) -> dict[str, float]:
@@ -132,3 +168,10 @@ def first_best(pool: ReplyPool, values: Floats) -> float:
     """Greatest welfare per request that any choice among the candidate replies brings."""
     worth = (values[pool.ads][:, None, :] * pool.ctr).sum(axis=2) + pool.quality
     return float(worth.max(axis=1).mean())
+
+
+def ratio(part: float, whole: float) -> float:
+    """`part / whole`, both >= 0: 1 where both are 0, infinite where only the whole is."""
+    if whole > 0:
+        return part / whole
+    return np.inf if part > 0 else 1.0

@@ -109,16 +109,20 @@ def _heat_map(ax: Axes, table: pl.DataFrame, name: str, *, labelled: bool) -> No
     shares = sorted(table["share"].unique())
     mean, low = (scale * _grid(table, column) for column in (name, f"{name}_low"))
     logarithmic = name == "exploitability"
+    shown = np.where(np.isfinite(mean), mean, np.nan)
     norm = None
     if logarithmic:
-        norm = LogNorm(SMALLEST, max(10 * SMALLEST, float(np.nanmax(mean))), clip=True)
+        shown = np.maximum(shown, SMALLEST)
+        norm = LogNorm(SMALLEST, np.nanmax(shown, initial=10 * SMALLEST), clip=True)
     sns.heatmap(
-        np.maximum(mean, SMALLEST) if logarithmic else mean,
+        shown,
         ax=ax, norm=norm, cmap=_colours(), cbar=False, linewidths=1.2, linecolor="white",
         annot=_annotations(mean, mean - low), fmt="", annot_kws={"fontsize": 7.2},
         xticklabels=[f"{share:g}" for share in shares],
         yticklabels=mechanisms if labelled else False,
     )  # fmt: skip
+    for row, column in np.argwhere(np.isinf(mean)):  # left blank by seaborn
+        ax.text(column + 0.5, row + 0.5, "∞", ha="center", va="center", fontsize=9)
     open_ = _grid(table, "converged") < _grid(table, "draws")
     for row, column in np.argwhere(open_):
         corner = (column + 0.01, row + 0.01)

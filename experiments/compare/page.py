@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from experiments.compare import figures
+from experiments.compare.cells import LAST, MIXTURE
 from experiments.compare.report import (
     DRAWS,
     KEYS,
@@ -39,18 +40,28 @@ from experiments.provenance import where
 from experiments.report import number, pool_facts, replies_label
 from market.result import interval
 from market.scenario import Scenario
+from mechanisms.pool import ReplyPool
+from mechanisms.slots import SlotAuction
 
 NOTE = (
     "Changes are from the smallest to the greatest share of value maximizers, paired population by "
-    "population, with 95 % t-intervals over the populations drawn, on the same requests and "
-    "replies. Price of anarchy: welfare of the best reply to each request, by true values and user "
-    "satisfaction, over welfare as played (not of the worst equilibrium). Exploitability: what all "
-    "advertisers together could gain by other fixed bids, and what value maximizers owe to their "
-    "target ROI, as a share of the value that all attain. Converged: bids move at most "
+    "population, with 95 % t-intervals over the populations drawn. Amounts and exploitability are "
+    "of the same profiles: {profiles}. Price of anarchy: welfare of the best reply to each "
+    "request, by true values and user satisfaction, over welfare in these profiles (not in the "
+    "worst equilibrium). Exploitability: what all advertisers together could gain by other fixed "
+    "bids, as far as a search over them finds, and what value maximizers owe to their target ROI, "
+    "as a share of the value that all attain. Converged: strategies move at most "
     f"{100 * MOVEMENT:g} % of truthful in the last quarter of the rounds and exploitability is at "
     f"most {100 * EXPLOITABILITY:g} %, from most starting points; cycling: bids come back to where "
-    "they were; drifting: else. Where learning does not converge, amounts are averages of the play."
+    "they were; drifting: else, also where bids rest at what can still be exploited. Where "
+    "learning does not converge, these profiles are no equilibrium; they are where learning was, "
+    "or its averages."
 )
+PROFILES = {
+    MIXTURE: "where learners keep mixtures ({}), every advertiser draws its bid from its own, "
+    "averaged over the second half of the rounds, independently of the others",
+    LAST: "where they bid one bid at a time ({}), the last bids",
+}
 HEAT = (
     "{learner} learners: means over populations by mechanism and share of value maximizers, with "
     "half of their 95 % t-interval. Colours are scaled panel by panel, exploitability "
@@ -77,16 +88,16 @@ def run_compare(
     mechanisms: Sequence[str] | None = None,
     shares: Sequence[float] | None = None,
     learners: Sequence[str] | None = None,
-    draws: int = DRAWS,
-    rounds: int = ROUNDS,
-    starts: int = STARTS,
+    draws: int | None = None,
+    rounds: int | None = None,
+    starts: int | None = None,
     executor: Executor = "processes",
     workers: int | None = None,
 ) -> Path:
     """Compare, write the results folder, and return the path of its page.
 
     Finished jobs are kept beside the folder until it is written, so that an interrupted comparison
-    goes on where it was. Arguments are those of `compare`, with its defaults for None.
+    goes on where it was. Arguments are those of `compare`, and its defaults where they are None.
 
     Raises:
         BadInput: what `compare` refuses, or a folder that holds something else.
@@ -95,9 +106,9 @@ def run_compare(
         "mechanisms": list(mechanisms or MECHANISMS),
         "shares": [float(share) for share in (shares or SHARES)],
         "learners": list(learners or LEARNERS),
-        "draws": draws,
-        "rounds": rounds,
-        "starts": starts,
+        "draws": DRAWS if draws is None else draws,
+        "rounds": ROUNDS if rounds is None else rounds,
+        "starts": STARTS if starts is None else starts,
     }
     subject = Subject("comparison", scenario, seed, asked)
     check_folder(folder, subject)
@@ -125,12 +136,12 @@ def write(found: Comparison, folder: Path, subject: Subject, seconds: dict[str, 
         verdicts=Verdicts(
             columns=("learners, mechanism", "from fewest to most value maximizers", "converged"),
             rows=verdicts(found),
-            note=NOTE,
+            note=note(found),
         ),
         figures=_figures(found),
         shown=[each for learner in _learners(found) for each in _shown(found, learner)],
         tables={"cells": found.frame, "means": found.table, "differences": found.differences},
-        facts=[*_facts(found, subject, seconds), *pool_facts(pool)],
+        facts=[*_facts(found, subject, seconds), *_pool_facts(found)],
         summary={
             "means": found.table.to_dicts(),
             "differences": found.differences.to_dicts(),
@@ -145,6 +156,74 @@ def write(found: Comparison, folder: Path, subject: Subject, seconds: dict[str, 
             "pool_hash": {name: each.content_hash for name, each in pools.items()},
         },
     )
+
+
+def note(found: Comparison) -> str:
+    """What the page's lines are of, and on which replies."""
+    judged = {
+        words: found.frame.filter(pl.col("profile") == profile)["learner"].unique(
+            maintain_order=True
+        )
+        for profile, words in PROFILES.items()
+    }
+    kinds = [words.format(", ".join(who)) for words, who in judged.items() if len(who)]
+    lines = [NOTE.format(profiles="; ".join(kinds))]
+    shared = len(_by_pool(found)) == 1
+    lines.append(
+        "All mechanisms trade on the same requests and replies."
+        if shared
+        else "All mechanisms serve the same requests, but not all with the same replies: "
+        + "; ".join(f"those of {', '.join(names)}" for names in _by_pool(found))
+        + ". Differences between these are of the writing too."
+    )
+    places = {name: each.slots for name, each in _slot_auctions(found).items()}
+    if places:
+        sold = ", ".join(f"{name} {slots}" for name, slots in places.items())
+        lines.append(f"Ads that slot auctions show at most: {sold}.")
+    if places.get("gsp") == places.get("vcg") == 1:
+        lines.append(
+            "With one place to sell, gsp and vcg are the same auction wherever each ad has a reply "
+            "of its own."
+        )
+    return " ".join(lines)
+
+
+def _slot_auctions(found: Comparison) -> dict[str, SlotAuction]:
+    given = found.setting.mechanisms.items()
+    return {name: each for name, each in given if isinstance(each, SlotAuction)}
+
+
+def _by_pool(found: Comparison) -> dict[tuple[str, ...], ReplyPool]:
+    """The distinct pools, by the names of the mechanisms that trade on them."""
+    names: dict[str, list[str]] = {}
+    for name, pool in found.setting.pools.items():
+        names.setdefault(pool.content_hash, []).append(name)
+    return {tuple(each): found.setting.pools[each[0]] for each in names.values()}
+
+
+def _pool_facts(found: Comparison) -> list[tuple[str, str]]:
+    """Facts of every distinct pool; of several, with the mechanisms that trade on each."""
+    pools = _by_pool(found)
+    if len(pools) == 1:
+        return pool_facts(*pools.values())
+    return [
+        (f"{', '.join(names)}: {name}", value)
+        for names, pool in pools.items()
+        for name, value in pool_facts(pool)
+    ]
+
+
+def _first_best(found: Comparison) -> str:
+    """By pool: it depends on the replies, and on no mechanism."""
+    frame, pools = found.frame, _by_pool(found)
+    means = {
+        ", ".join(names): frame.filter(pl.col("mechanism") == names[0])["first_best"].mean()
+        for names in pools
+    }
+    told = [
+        number(mean) if len(pools) == 1 else f"{who}: {number(mean)}" for who, mean in means.items()
+    ]
+    return f"{'; '.join(told)} money per request, mean over populations"
 
 
 def verdicts(found: Comparison) -> list[Verdict]:
@@ -245,13 +324,24 @@ def _facts(found: Comparison, subject: Subject, seconds: dict[str, Any]) -> list
         ),
         (
             "Learning",
-            f"{setting.rounds} rounds from {setting.starts} starting points, the first truthful; "
-            "exact expected feedback over all requests; dice shared by mechanisms and shares",
+            f"{setting.rounds} rounds from {setting.starts} starting points, the first at the "
+            "truthful bids (learners that keep mixtures: half of their weight there; one start for "
+            "learners that have no choice); "
+            "exact expected feedback over all requests; populations and starting points are the "
+            "same for all mechanisms (points at the same quantiles of their ranges for all shares)",
         ),
-        ("First best", f"{number(frame['first_best'].mean())} money per request, mean"),
+        ("Budgets", _budgets(subject.scenario)),
+        ("First best", _first_best(found)),
         ("Seeds", f"environment {subject.scenario.environment_seed}, comparison {subject.seed}"),
         ("Wall time", f"{seconds['jobs']:.0f} s for {frame.height} jobs, {seconds['executor']}"),
     ]
+
+
+def _budgets(scenario: Scenario) -> str:
+    given = sum(group.count for group in scenario.population if group.budget is not None)
+    if not given:
+        return "none, as in the scenario"
+    return f"left out: the scenario gives one to {given} advertisers, who play without it here"
 
 
 def _percent(fraction: float | None) -> str:

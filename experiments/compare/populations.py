@@ -5,6 +5,7 @@ order, each from the ranges of the scenario's groups. The share s of value maxim
 them has an ROI target: the first `s N` in the order, to the nearest whole advertiser. So
 an advertiser has the same value and target in every cell, whoever is a value maximizer at one share
 is one at every greater share, and cells differ by what is compared alone (common random numbers).
+Budgets are left out: the auction is compared as a game in fixed bids, which knows of none.
 """
 
 from __future__ import annotations

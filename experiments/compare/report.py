@@ -3,7 +3,8 @@
 Every cell is learned and measured with the same replicate populations (`cells`, `populations`).
 Intervals are 95 % t-intervals of means over the populations drawn; differences to the baseline
 mechanism are paired, population by population. They are about other advertisers on these requests
-and replies: the pool is the same throughout, and amounts over it are exact.
+and replies, over all of which amounts are taken. Mechanisms share the scenario's replies, but for
+those that have their own way of writing (`Mechanism.generation`): to them, writing belongs.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from agents.learners.registry import check_learner
 from experiments.arms import chosen
 from experiments.compare.cells import Setting, cell
 from experiments.compare.populations import Populations
-from experiments.parallel import Executor, Kept, run_all
+from experiments.parallel import Executor, Kept, check_executor, run_all
 from market.environment import pools_of
 from market.result import interval
 from market.scenario import Scenario
+from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
 from mechanisms.pool import ReplyPool
 
-MECHANISMS = ("mosaic", "llm-auction-ideal", "first-price", "gsp", "vcg", "segment")
+MECHANISMS = ("mosaic", "llm-auction-ideal", "first-price", "vcg", "segment", "gsp")
+PARAMETERS = {"gsp": {"slots": 2}}
+"""Where the scenario has none. With one place to sell, and replies that show each ad alone, GSP
+allocates and charges as VCG does: it would be the same mechanism twice."""
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 LEARNERS = ("hedge", "gradient")
 DRAWS, ROUNDS, STARTS = 8, 2000, 2
@@ -49,8 +54,8 @@ class Comparison:
 
     Attributes:
         frame: a row per cell and draw: mechanism, learner, share, draw, value_maximizers (how many
-            of the N), amounts, ratios, exploitability (fraction of the value attained) and status;
-            see `cells`.
+            of the N), amounts, ratios, exploitability (fraction of the value attained),
+            profile (what was measured: all of it of the same profiles) and status; see `cells`.
         setting: what all cells shared.
     """
 
@@ -98,12 +103,12 @@ def compare(
     say: Callable[[str], None] = lambda _: None,
     progress: bool = False,
 ) -> Comparison:
-    """Learn the equilibrium of every cell and measure it.
+    """Let advertisers learn in every cell, and measure what they come to.
 
     Args:
         scenario: gives replies, and the ranges of values and target ROIs.
-        mechanisms: by name, with the scenario's parameters (`experiments.arms`); the first is the
-            baseline.
+        mechanisms: by name, with the scenario's parameters (`experiments.arms`, `PARAMETERS`); the
+            first is the baseline.
         shares: of value maximizers, in [0, 1].
         learners: by name; everybody in a cell uses the same.
         draws: D, populations per cell.
@@ -117,16 +122,21 @@ def compare(
         progress: show a progress bar (on a terminal only).
 
     Raises:
-        BadInput: unknown names, shares outside [0, 1], anything named twice, or what
-            `experiments.parallel.run_all` refuses.
+        BadInput: unknown names, shares outside [0, 1], anything named twice, numbers too small, or
+            what `experiments.parallel.run_all` refuses; before replies are recorded, if need be.
     """
-    _check(shares, learners)
-    arms = chosen(scenario, mechanisms)
+    _check(shares, learners, rounds, starts)
+    check_executor(executor, workers)
+    arms = arms_of(scenario, mechanisms)
+    populations = Populations.drawn(scenario, draws, seed)
+    if any(group.budget is not None for group in scenario.population):
+        say("the scenario's budgets are left out: learners play without them")
     pools = [pool] * len(arms) if pool is not None else pools_of(scenario, arms, say)
+    bare = {id(each): _bare(each) for each in pools}  # one that is shared is sent once
     setting = Setting(
         mechanisms={arm.name: arm for arm in arms},
-        pools={arm.name: _bare(each) for arm, each in zip(arms, pools, strict=True)},
-        populations=Populations.drawn(scenario, draws, seed),
+        pools={arm.name: bare[id(each)] for arm, each in zip(arms, pools, strict=True)},
+        populations=populations,
         rounds=rounds,
         starts=starts,
         seed=seed,
@@ -145,7 +155,19 @@ def compare(
     return Comparison(pl.DataFrame(rows), setting)
 
 
-def _check(shares: Sequence[float], learners: Sequence[str]) -> None:
+def arms_of(scenario: Scenario, names: Sequence[str]) -> list[Mechanism]:
+    """The mechanisms of a comparison: `experiments.arms.chosen`, or with `PARAMETERS`."""
+    listed = {arm.name for arm in scenario.arms}
+    return [
+        arm if arm.name in listed else replace(arm, **PARAMETERS.get(arm.name, {}))
+        for arm in chosen(scenario, names)
+    ]
+
+
+def _check(shares: Sequence[float], learners: Sequence[str], rounds: int, starts: int) -> None:
+    for name, given, least in (("rounds", rounds, 4), ("starts", starts, 1)):
+        if given < least:
+            raise BadInput(f"{name} is {given}; give at least {least}")
     for name, given in (("share", shares), ("learner", learners)):
         if not given:
             raise BadInput(f"no {name} to compare; give at least one")
@@ -171,12 +193,17 @@ def _content(scenario: Scenario, setting: Setting) -> str:
 
 
 def _summarised(frame: pl.DataFrame) -> pl.DataFrame:
-    """Means of `MEASURES` over draws, with t-intervals, and counts of statuses."""
+    """Means of `MEASURES` over draws, with t-intervals, and counts of statuses.
+
+    A mean with an infinite member is infinite, and has no interval.
+    """
     rows = []
     for key, ours in frame.group_by(KEYS, maintain_order=True):
         row = dict(zip(KEYS, key, strict=True)) | {"draws": ours.height}
         for name in MEASURES:
             found = interval(ours[name].to_numpy())
+            if not ours[name].is_finite().all():
+                found |= {"mean": ours[name].sum(), "low": None, "high": None}
             row |= {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
         row |= {status: int((ours["status"] == status).sum()) for status in STATUSES}
         rows.append(row)

@@ -2,7 +2,9 @@
 
 A trajectory is x^1 .. x^T in R^N, bids in multiples of the truthful ones, weighted by the share of
 the value that each advertiser attains: those who are hardly ever clicked may bid what they like.
-Distances are `|x − y|² = Σ_i share_i (x_i − y_i)²`. Of the second half of the rounds,
+Learners that mix have two coordinates, mean and standard deviation of their strategy: the distance
+of two strategies is then at most Wasserstein's of order 2 (Gelbrich 1990). Distances are
+`|x − y|² = Σ_i share_i (x_i − y_i)²`. Of the second half of the rounds,
 
     diameter D      twice the greatest distance from the mean,
     movement        the same over the last quarter of all rounds,
@@ -65,7 +67,7 @@ class Diagnosis:
     @property
     def evidence(self) -> str:
         """The numbers behind the status, in a few words."""
-        moved = f"bids move {100 * self.movement:.2g} % of truthful in the last quarter"
+        moved = f"strategies move {100 * self.movement:.2g} % of truthful in the last quarter"
         if self.status == "converged" or self.returned is None:
             return moved
         if self.period is not None:
@@ -78,18 +80,18 @@ class Diagnosis:
 def diagnose(
     trajectory: ArrayLike, exploitability: float = 0.0, shares: ArrayLike | None = None
 ) -> Diagnosis:
-    """Diagnose a trajectory (T, N) of bids in multiples of the truthful ones.
+    """Diagnose a trajectory (T, N) or (T, N, m) of bids in multiples of the truthful ones.
 
     Args:
-        trajectory: at least 4 rounds.
+        trajectory: at least 4 rounds, of m coordinates each (`Play.path`).
         exploitability: of what it ended at.
         shares: (N,) weights >= 0 of the advertisers, default equal; scaled to sum to 1.
     """
     x = np.asarray(trajectory, dtype=np.float64)
-    T, N = x.shape
+    T, N = x.shape[:2]
     weights = np.ones(N) if shares is None else np.asarray(shares, dtype=np.float64)
     weights = weights / weights.sum() if weights.sum() > 0 else np.full(N, 1 / N)
-    x = x * np.sqrt(weights)
+    x = (x.reshape(T, N, -1) * np.sqrt(weights)[:, None]).reshape(T, -1)
     movement, half = _diameter(x[-max(2, T // 4) :]), x[T // 2 :]
     diameter = _diameter(half)
     if movement <= MOVEMENT:

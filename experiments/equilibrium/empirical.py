@@ -14,8 +14,10 @@ maximizer, its value less `PENALTY` times what it owes to its target ROI, `tau_r
 that is positive: an exact penalty wherever a unit owed buys less than `PENALTY` units of value.
 
 The deviation graph has a node for each profile and an edge for each deviation that gains more than
-`TOLERANCE` of the role's greatest payoff. Its sink components are what better replies end in: one
-node is a pure equilibrium (up to the tolerance), several are a cycle without one.
+`TOLERANCE` of the role's greatest payoff. Its sink components are what better replies end in: at
+one node nobody gains on average over a role's members, several nodes are a cycle. That is not yet
+an equilibrium among these strategies: single members may gain what others would lose. `equilibria`
+are the nodes at which no member gains more than `TOLERANCE` of its own greatest payoff.
 
 Payoffs are exact expectations over the pool's requests. Requests themselves are a sample: the
 `support` of an edge is the share of bootstrap resamples of the requests in which it gains.
@@ -88,6 +90,8 @@ class EmpiricalGame:
         payoffs: (P, K) mean payoff of a role's members.
         deviations: (K) arrays (P, S_k): mean payoff of a single member that deviates to s.
         support: (K) arrays (P, S_k): share of resamples in which the deviation gains.
+        greatest: (K) arrays (P, S_k): most that any single member gains by the deviation, as a
+            fraction of its own greatest payoff.
     """
 
     roles: tuple[Role, ...]
@@ -95,6 +99,21 @@ class EmpiricalGame:
     payoffs: Floats
     deviations: tuple[Floats, ...]
     support: tuple[Floats, ...]
+    greatest: tuple[Floats, ...]
+
+    @property
+    def equilibria(self) -> list[int]:
+        """Profiles that no single member gains by leaving for another of these strategies.
+
+        Of those with equal payoffs of all roles, the first.
+        """
+        gains = np.max([each.max(axis=1) for each in self.greatest], axis=0)
+        found: list[int] = []
+        for p in np.flatnonzero(gains <= TOLERANCE):
+            apart = np.abs(self.payoffs[found] - self.payoffs[p])
+            if not (apart <= self.tolerance).all(axis=1).any():
+                found.append(int(p))
+        return found
 
     @property
     def tolerance(self) -> Floats:
@@ -143,10 +162,7 @@ class EmpiricalGame:
         """
         if [len(role.members) for role in self.roles] != [1, 1]:
             raise BadInput("Nash equilibria are computed for two advertisers; choose a pair")
-        try:
-            import pygambit
-        except ImportError:
-            raise BadInput('Nash equilibria need pygambit; pip install "admarket[games]"') from None
+        pygambit = nash_solver()
         shape = tuple(len(role.names) for role in self.roles)
         tables = [self.payoffs[:, k].reshape(shape) for k in range(2)]
         # payoffs of any unit, as floats of about 1, which is what tolerances there are made for
@@ -194,13 +210,18 @@ def role(game: Game, name: str, members: Sequence[int], learned: Floats) -> Role
         game: whose truthful bids are multiplied.
         name: of the role.
         members: at least one.
-        learned: (N,) bids that the strategy `learned` plays.
+        learned: (N,) bids that the strategy `learned` plays; left out where all members' are within
+            `TOLERANCE` of the same multiple, which it would only repeat.
     """
     who = np.array(members)
     multiples = MULTIPLES[bool(game.people.value_maximizer[who[0]])]
-    bids = game.people.truthful_bids[:, None] * np.array(multiples)
-    names = (*("truthful" if m == 1 else f"{m:g}×" for m in multiples), LEARNED)
-    return Role(name, who, names, np.concatenate([bids, learned[:, None]], axis=1))
+    names = tuple("truthful" if m == 1 else f"{m:g}×" for m in multiples)
+    truthful = game.people.truthful_bids
+    bids = truthful[:, None] * np.array(multiples)
+    apart = np.abs(bids - learned[:, None])[who] / truthful[who, None]
+    if apart.max(axis=0).min() > TOLERANCE:
+        names, bids = (*names, LEARNED), np.concatenate([bids, learned[:, None]], axis=1)
+    return Role(name, who, names, bids)
 
 
 def empirical_game(
@@ -230,11 +251,15 @@ def empirical_game(
     counts = rng.multinomial(B, np.full(B, 1 / B), size=RESAMPLES) / B
     exact = _worth(game, value.mean(axis=1), payment.mean(axis=1))
     payoffs = np.empty(profiles.shape)
-    deviations, support = [], []
+    deviations, support, greatest = [], [], []
     for k, each in enumerate(roles):
         mine = profiles[:, k][:, None]
         members, S = each.members, sizes[k]
-        found = exact[:, members, :S].mean(axis=1)
+        single = exact[:, members, :S]
+        at_present = np.take_along_axis(single, mine[:, :, None], axis=2)
+        scale = np.maximum(single.max(axis=(0, 2)), np.finfo(float).tiny)
+        greatest.append(((single - at_present) / scale[:, None]).max(axis=1))
+        found = single.mean(axis=1)
         payoffs[:, k] = np.take_along_axis(found, mine, axis=1)[:, 0]
         deviations.append(found)
         gains = np.zeros(found.shape)
@@ -246,7 +271,9 @@ def empirical_game(
             ).mean(axis=1)
             gains += again > np.take_along_axis(again, mine, axis=1)
         support.append(gains / RESAMPLES)
-    return EmpiricalGame(tuple(roles), profiles, payoffs, tuple(deviations), tuple(support))
+    return EmpiricalGame(
+        tuple(roles), profiles, payoffs, tuple(deviations), tuple(support), tuple(greatest)
+    )
 
 
 def _by_request(game: Game, profiles: Floats, tried: Floats) -> tuple[Floats, Floats]:

@@ -30,7 +30,7 @@ class Portrait:
         axes: (points,) bids tried of each, in multiples of the truthful bid.
         replies: best replies (points,): of the first to the second's bids, and the reverse.
         paths: (K, R, 2) learned mean bids, thinned.
-        found: (2,) the bids reported.
+        found: (2,) the report's fixed bids, in multiples likewise.
     """
 
     pair: tuple[int, int]
@@ -74,17 +74,20 @@ def closest_rivals(lost: Floats, value: Floats, value_maximizer: Floats) -> tupl
 
 
 def portrait(report: EquilibriumReport, pair: tuple[int, int]) -> Portrait:
-    """Best replies of two advertisers, all others at the bids reported; and their paths."""
-    game = report.game
+    """Best replies of two advertisers, all others at the report's fixed bids; and their paths."""
+    game, bids = report.game, report.fixed_bids
     truthful = game.people.truthful_bids
     paths = report.play.bids[:, :, list(pair)] / truthful[list(pair)]
     some = np.unique(np.geomspace(1, len(paths), PATH).astype(int)) - 1
-    found = report.bids[list(pair)] / truthful[list(pair)]
+    found = bids[list(pair)] / truthful[list(pair)]
     reach = [1.15 * max(1.3, found[k], float(paths[some][..., k].max())) for k in range(2)]
     axes = tuple(np.linspace(0, top, POINTS) for top in reach)
     replies = []
     for me, rival, tried in ((0, 1, axes[1]), (1, 0, axes[0])):
-        profiles = np.tile(report.bids, (POINTS, 1))
+        profiles = np.tile(bids, (POINTS, 1))
         profiles[:, pair[rival]] = tried * truthful[pair[rival]]
-        replies.append(game.best_replies(profiles).bids[:, pair[me]] / truthful[pair[me]])
+        # where it is not listed, its bid is nothing to anyone
+        listed = np.flatnonzero((game.pool.ads == pair[me]).any(axis=1))
+        alone = Game(game.mechanism, game.pool.take(listed), game.people)
+        replies.append(alone.best_replies(profiles).bids[:, pair[me]] / truthful[pair[me]])
     return Portrait(pair, axes, tuple(replies), paths[some], found)

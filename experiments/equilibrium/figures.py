@@ -39,21 +39,23 @@ LOWEST = 1e-6  # exploitability drawn: less is drawn as this
 CAPTIONS = {
     "bids": (
         "Mean bids of the learners' strategies over rounds, relative to the truthful bid (1), mean "
-        "over advertisers. Bands: from the lowest to the highest start. The first start is "
-        "truthful, the others begin at random multiples of the truthful bid."
+        "over advertisers. Bands: from the lowest to the highest start. The first start is at the "
+        "truthful bids, the others at random multiples of them; learners that keep mixtures begin "
+        "with half their weight there and the rest spread over their grid."
     ),
     "exploitability": (
         "Exploitability (what all advertisers could gain by other fixed bids, and what value "
         "maximizers owe to their targets, as a fraction of the value attained) of the last "
         "strategies' mean bids and of bids averaged over the second half of the rounds so far. "
         f"Lines: median start; bands: all starts. Less than {LOWEST:g} is drawn as {LOWEST:g}. "
-        "Diamond: the product of the average mixtures, of the start reported, with 95 % interval."
+        "Diamond: the product of the average mixtures, of the start shown, with 95 % interval. "
+        "Cross: median over starts of the profile by which the learners are judged."
     ),
     "portrait": (
-        "Two advertisers, the others at the bids reported. Arrows: from a pair of bids towards "
-        "the best replies to it. Black: best reply of the one on the horizontal axis; dashed: of "
-        "the one on the vertical axis, joined from point to point where they jump; where they meet "
-        "(star: the bids reported) neither gains. "
+        "Two advertisers, the others at the fixed bids named below the tables' titles. Arrows: "
+        "from a pair of bids towards the best replies to it. Black: best reply of the one on the "
+        "horizontal axis; dashed: of the one on the vertical axis, joined from point to point "
+        "where they jump; where they meet (star: the fixed bids) neither gains. "
         "Thin lines: learned mean bids from all starts, in the full game, so that the others move "
         "as well; dots: where they began."
     ),
@@ -61,14 +63,15 @@ CAPTIONS = {
         "The deviation graph of the role-symmetric game: all utility maximizers play one strategy, "
         "all value maximizers another; each arrow points to the strategy that is best for a single "
         "member of a role that deviates alone (a mean over its members). Filled: sink components; "
-        "one square is a pure equilibrium of these strategies, several joined ones a cycle."
+        "at a single square nobody gains on average over a role's members, several joined ones are "
+        "a cycle. Circled: no single member gains, an equilibrium among these strategies."
     ),
     "pair": (
-        "The deviation graph of two advertisers, the others at the bids reported. Arrows, squares "
+        "The deviation graph of two advertisers, the others at the fixed bids. Arrows, squares "
         "as above; diamonds: strategies in the support of a mixed Nash equilibrium."
     ),
     "externality": (
-        "Which ad crowds out which, at the bids reported: the arrow from i to j says which share "
+        "Which ad crowds out which, at the fixed bids: the arrow from i to j says which share "
         "of its clicks ad j loses because ad i bids (j's clicks against those with i's bid at 0). "
         "Only the strongest are drawn, wider for more; the strongest are labelled. Circles: "
         "utility maximizers, squares: value maximizers; size by clicks."
@@ -128,13 +131,17 @@ def exploitability(reports: Mapping[str, EquilibriumReport]) -> Figure:
                     report.snapshots[-1], max(mean, LOWEST), yerr=reach, fmt="D", color=INK,
                     markersize=4.5, clip_on=False,
                 )  # fmt: skip
+            ax.plot(
+                report.snapshots[-1], max(report.exploitability, LOWEST), "x", color=INK,
+                markersize=8, clip_on=False,
+            )  # fmt: skip
             ax.axhline(EXPLOITABILITY, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
             ax.set(xscale="log", yscale="log", xlabel="round")
             ax.set_title(f"{name}: {report.status}")
         figure.supylabel("fraction of the value attained", fontsize=10)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=2)
-        words = f"dotted: {100 * EXPLOITABILITY:g} %; diamond: product of average mixtures"
+        words = f"dotted: {100 * EXPLOITABILITY:g} %; diamond: average mixtures; cross: as judged"
         _below(figure, words + "; bands: all starts")
     return figure
 
@@ -193,7 +200,7 @@ def deviation_graphs(
             for each in nash[mechanism] if nash else ():
                 _mixed(ax, each)
             ax.set_title(mechanism)
-        words = "arrows: best deviations; filled squares: sinks"
+        words = "arrows: best deviations; filled squares: sinks; circled: equilibria"
         _below(figure, words + ("; diamonds: support of mixed equilibria" if nash else ""))
     return figure
 
@@ -205,6 +212,7 @@ def _deviations(ax: Axes, game: EmpiricalGame) -> None:
     sink = np.array([graph.nodes[p]["sink"] is not None for p in range(len(places))])
     ax.plot(*places[~sink].T, "o", color="#bbbbbb", markersize=4)
     ax.plot(*places[sink].T, "s", color=INK, markersize=9)
+    ax.plot(*places[game.equilibria].T, "o", color=INK, markersize=15, markerfacecolor="none")
     for p, q, edge in graph.edges(data=True):
         if not edge["best"]:
             continue

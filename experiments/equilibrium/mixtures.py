@@ -2,10 +2,15 @@
 
 With σ the product of the mixtures, advertiser i could gain `max_g u_i(g, σ_−i) − u_i(σ)` over fixed
 bids g; value maximizers must meet their target on average over σ, and what they owe counts beside,
-as in `experiments.game`. The rivals' draws are sampled: K profiles, the same ones for every bid of
-everybody (common random numbers), while an advertiser's own mixture is summed exactly. Best replies
-are chosen on the sample that measures them, so that the estimate errs upwards, if at all. The
-interval is a t-interval over the K profiles, with replies and dues held fixed.
+as in `experiments.game`. The rivals' draws are sampled, the same ones for every bid of everybody
+(common random numbers), while an advertiser's own mixture is summed exactly. Best replies are
+chosen on one sample and measured on another, so that the estimate is one of what they attain,
+without the optimism of a maximum over its own sample. A value maximizer's reply that just met its
+target on the first may miss it on the second by chance: what it then owes is taken off its gain.
+
+Samples are stratified, and their draws therefore not independent of each other. The sample that
+measures is made of `REPLICATES` independent ones; the interval is a t-interval over their means,
+with replies, and who gains and owes, held fixed.
 """
 
 from __future__ import annotations
@@ -14,11 +19,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agents.learners.base import meets
 from experiments.bootstrap import Estimate, mean_of
-from experiments.game import ROUNDING, BestReplies, Game, fraction
+from experiments.game import BestReplies, Game, fraction
 from mechanisms.pool import Floats
 
-PROFILES = 256
+PROFILES = 256  # of the sample that replies are chosen on, and of all that measure them together
+REPLICATES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,37 +52,51 @@ class MixedGains:
 
     @property
     def relative_loss(self) -> Floats:
-        """(N,) gains as fractions of the best, or dues of the value where something is owed."""
+        """(N,) gains as fractions of the best, or dues of the value where something is owed.
+
+        Infinite where something is lost and there is nothing to compare it with.
+        """
         lost = np.where(self.owed > 0, self.owed, self.gain)
         scale = np.where(self.owed > 0, self.value, self.best_objective)
-        return np.divide(lost, scale, out=np.zeros(len(lost)), where=(lost > 0) & (scale > 0))
+        return fraction(lost, np.maximum(scale, 0.0))
 
 
 def mixed_gains(
     game: Game, support: Floats, weights: Floats, rng: np.random.Generator, profiles: int = PROFILES
 ) -> MixedGains:
-    """Gains against the product of mixtures with `support` (N, K) and `weights` (N, K)."""
+    """Gains against the product of mixtures with `support` (N, K) and `weights` (N, K).
+
+    `profiles` are drawn to choose best replies, and about as many to measure them.
+    """
     people = game.people
     vm, roi = people.value_maximizer, people.target_roi
-    draws = draw_profiles(support, weights, rng, profiles)
-    best = game.best_replies(draws, pooled=True)
-    value, payment = game.curves(draws, np.concatenate([support, best.bids.T], axis=1))
+    chosen_on = draw_profiles(support, weights, rng, profiles)
+    best = game.best_replies(chosen_on, also=support, pooled=True).bids
+    each = max(1, profiles // REPLICATES)
+    draws = np.concatenate([draw_profiles(support, weights, rng, each) for _ in range(REPLICATES)])
+    value, payment = (
+        x.reshape(REPLICATES, each, *x.shape[1:]).mean(axis=1)
+        for x in game.curves(draws, np.concatenate([support, best.T], axis=1))
+    )
     own = tuple((x[:, :, :-1] * weights).sum(axis=2) for x in (value, payment))
+    # (replicates, N) samples; which gains and dues count, the means over all decide
     replies = (value[:, :, -1], payment[:, :, -1])
-    # (profiles, N) samples of what is gained and owed; which of them count, the means decide
-    gain = np.where(vm, replies[0] - own[0], replies[0] - replies[1] - own[0] + own[1])
+    short = ~meets(*(x.mean(axis=0) for x in replies), roi)
+    due = np.where(short, roi * replies[1] - replies[0], 0.0)
+    now = np.where(vm, own[0], own[0] - own[1])
+    gain = replies[0] - np.where(vm, due, replies[1]) - now
     owed = np.where(vm, roi * own[1] - own[0], 0.0)
+    attained, paid = (x.mean(axis=0) for x in own)
     gains = gain.mean(axis=0) > 0
-    owes = owed.mean(axis=0) > ROUNDING * roi * own[1].mean(axis=0)
-    attained = own[0].mean(axis=0)
+    owes = vm & ~meets(attained, paid, roi)
     found = mean_of(fraction((gain * gains + owed * owes).sum(axis=1), attained.sum()))
     return MixedGains(
         gain=np.where(gains, gain.mean(axis=0), 0.0),
         owed=np.where(owes, owed.mean(axis=0), 0.0),
         value=attained,
-        payment=own[1].mean(axis=0),
-        best=best.bids[0],
-        best_objective=_objective(game, best),
+        payment=paid,
+        best=best[0],
+        best_objective=(now + gain * gains).mean(axis=0),
         exploitability=Estimate(found.mean, max(found.low, 0.0), found.high),
     )
 

@@ -8,60 +8,37 @@ is made of: for every advertiser and every fixed bid g of its grid, the mean val
 
     gap_i = max_g (1/T) Σ_t u_i(g, b_−i^t) − (1/T) Σ_t E u_i(b_i^t, b_−i^t)
 
-(Moulin & Vial 1978). For a value maximizer the greatest *value* is taken among the bids whose value
-and payment, averaged over the play, meet the target ROI; what the play owes to the target on
-average is counted beside the gap, as in `experiments.game`.
+(Moulin & Vial 1978), and its CCE gap is Σ_i gap_i over the value that all attain. The fixed bids g
+reach as far as the deviations of `experiments.game`. For a value maximizer the greatest *value* is
+taken among the bids whose value and payment, averaged over the play, meet the target ROI; what the
+play owes to the target on average is counted beside the gap, as in `experiments.game`.
 
-Starts: the first replication begins truthful, the others with every advertiser's bid at its own
-multiple of the truthful one, drawn log-uniformly.
+Starts: the first replication begins at the truthful bids, the others with every advertiser's bid at
+its own multiple of the truthful one, drawn log-uniformly. A learner that keeps a mixture begins
+with half its weight there and the rest spread over its grid: its mean bid is elsewhere. Where no
+learner has a starting point, there is one replication.
 
 Shapes: rounds T, replications R, advertisers N, grid bids G.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from agents.learners.base import UTILITY_REACH, Feedback, Learner, Population
+from agents.learners.base import UTILITY_REACH, Feedback, Population, meets
 from agents.learners.bid_grid import VALUE_GRID
-from agents.learners.registry import LEARNERS, make_learner
-from experiments.game import ROUNDING, Game, fraction
+from experiments.equilibrium.seats import AverageStrategies, Seats, Style, seats_of, stacked
+from experiments.game import Game, fraction
 from mechanisms.errors import BadInput
-from mechanisms.pool import Floats, Ints
+from mechanisms.pool import Bools, Floats
 
 STARTS = {False: (0.05, UTILITY_REACH), True: (0.2, VALUE_GRID)}
 """Range of starting multiples, by whether the advertiser is a value maximizer."""
-YARDSTICK = 31  # fixed bids that a play is compared with where its learner has no grid
-GRID = 121  # bids of learners with full feedback, if not asked for otherwise: precision is cheap
 CEILING = 0.85  # a mean bid above this share of its grid wants a higher one
 PILOT = 10  # one in so many rounds is played first, to see how high grids must reach
-POINTS = 128  # of an average strategy, where the learner has no fixed grid
-
-
-@dataclass(frozen=True)
-class Style:
-    """How an advertiser learns: a learner's name and parameters."""
-
-    name: str
-    parameters: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def reaches(self) -> bool:
-        """Whether it bids on a grid whose reach is left to us."""
-        return self._takes("grid_size", "max_multiple") and "max_multiple" not in self.parameters
-
-    @property
-    def sees_all(self) -> bool:
-        """Whether it learns the outcome of every bid of its grid."""
-        return self._takes("grid_size") and LEARNERS[self.name].feedback == "full"
-
-    def _takes(self, *parameters: str) -> bool:
-        return set(parameters) <= set(inspect.signature(LEARNERS[self.name]).parameters)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +48,8 @@ class Play:
     Attributes:
         starts: (R, N) multiples of the truthful bids that they began from.
         bids: (T, R, N) mean bids of the strategies, round by round.
+        spread: (T, R, N) their standard deviations; 0 where a strategy is one bid.
+        mixes: (N,) the learner's strategies are mixtures.
         support: (R, N, K) bids of the average strategies.
         weights: (R, N, K) their weights: strategies averaged over the second half of the rounds.
         grid: (N, G) fixed bids that the play is compared with.
@@ -78,11 +57,14 @@ class Play:
         payment: (R, N, G) mean payment likewise.
         own_value: (R, N) mean value of the strategies played.
         own_payment: (R, N) mean payment of the strategies played.
-        reach: (N,) top of `grid`, in multiples of the truthful bid.
+        reach: (N,) top of the learner's own bids, in multiples of the truthful bid; where it has no
+            grid, the highest deviation.
     """
 
     starts: Floats
     bids: Floats
+    spread: Floats
+    mixes: Bools
     support: Floats
     weights: Floats
     grid: Floats
@@ -102,19 +84,27 @@ class Play:
         """(R, N) mean bids, averaged over the second half of the rounds."""
         return self.bids[len(self.bids) // 2 :].mean(axis=0)
 
+    def path(self, people: Population) -> Floats:
+        """(T, R, N, 2) means and standard deviations of the strategies, in truthful bids.
+
+        The distance of two is at most Wasserstein's of order 2 (Gelbrich 1990), and for fixed bids
+        that of the bids.
+        """
+        moments = np.stack([self.bids, self.spread], axis=-1)
+        return moments / people.truthful_bids[:, None]
+
     def cce_gap(self, people: Population) -> Floats:
-        """(R,) greatest gap of any advertiser, dues to target ROIs included.
+        """(R,) sum of the advertisers' gaps, dues to target ROIs included.
 
         As a fraction of the value that all attained together, like `Gains.exploitability`.
         """
         vm, roi = people.value_maximizer, people.target_roi
-        due = roi[:, None] * self.payment
-        meets = self.value >= due * (1 - ROUNDING)
-        kept = np.where(meets, self.value, -np.inf)
+        met = meets(self.value, self.payment, roi[:, None])
+        kept = np.where(met, self.value, -np.inf)
         fixed = np.where(vm[:, None], kept, self.value - self.payment).max(axis=2)
         own = np.where(vm, self.own_value, self.own_value - self.own_payment)
         owed = np.where(vm, roi * self.own_payment - self.own_value, 0.0)
-        gap = (np.maximum(fixed - own, 0.0) + np.maximum(owed, 0.0)).max(axis=1)
+        gap = (np.maximum(fixed - own, 0.0) + np.maximum(owed, 0.0)).sum(axis=1)
         return fraction(gap, self.own_value.sum(axis=1))
 
 
@@ -140,7 +130,7 @@ def play(
         styles: (N) how each advertiser learns.
         rng: starts, requests of a round and the learners' dice.
         rounds: T, at least 4.
-        starts: R, at least 1.
+        starts: at least 1; R, unless no learner has a starting point.
         requests: requests of a round, drawn without replacement and met by all replications;
             default the whole pool.
         say: told in a line when grids are widened.
@@ -148,9 +138,9 @@ def play(
     Raises:
         BadInput: numbers out of range, or a style that a learner refuses.
     """
-    B = game.pool.shape[0]
-    if rounds < 4 or starts < 1 or not (requests is None or 1 <= requests <= B):
-        raise BadInput(f"play: rounds >= 4, starts >= 1 and 1 <= requests <= {B}")
+    check_size(rounds, starts, requests, game.pool.shape[0])
+    if not any(style.starts for style in styles):
+        starts = 1
     multiples = starting_points(game.people, starts, rng)
     seed = int(rng.integers(2**63))
     reach = np.where(game.people.value_maximizer, VALUE_GRID, UTILITY_REACH)
@@ -167,22 +157,22 @@ def play(
     return _Run(game, styles, reach, multiples, seed, requests).go(rounds)
 
 
+def check_size(rounds: int, starts: int, requests: int | None, pool: int) -> None:
+    """Refuse a play that cannot be.
+
+    Raises:
+        BadInput: fewer rounds or starts than make sense, or not 1 to `pool` requests a round.
+    """
+    if rounds < 4 or starts < 1 or not (requests is None or 1 <= requests <= pool):
+        raise BadInput(f"play: rounds >= 4, starts >= 1 and 1 <= requests <= {pool}")
+
+
 def starting_points(people: Population, starts: int, rng: np.random.Generator) -> Floats:
     """(R, N) multiples of the truthful bids: 1 in the first row, then log-uniform on `STARTS`."""
     low, high = np.array([STARTS[bool(vm)] for vm in people.value_maximizer]).T
     drawn = np.exp(rng.uniform(np.log(low), np.log(high), size=(starts, len(low))))
     drawn[0] = 1.0
     return drawn
-
-
-@dataclass(frozen=True, eq=False)
-class _Seats:
-    """Advertisers that share a learner object, and the fixed bids they are compared with."""
-
-    members: Ints
-    learner: Learner
-    grid: Floats
-    fixed: bool  # whether the learner's strategies are mixtures over `grid`
 
 
 class _Run:
@@ -199,17 +189,17 @@ class _Run:
     ) -> None:
         self.game, self.multiples, self.requests = game, multiples, requests
         self.rng = np.random.default_rng([seed, 0])
-        self.seats = _seats(game, styles, reach, multiples, seed)
-        self.grid = _stacked([(each.members, each.grid) for each in self.seats])
+        self.seats = seats_of(game, styles, reach, multiples, seed)
+        self.grid = stacked([(each.members, each.grid) for each in self.seats])
 
     def go(self, rounds: int) -> Play:
         """Play `rounds` rounds."""
         R, N = self.multiples.shape
         G = self.grid.shape[1]
-        bids = np.empty((rounds, R, N))
+        bids, spread = np.empty((rounds, R, N)), np.zeros((rounds, R, N))
         # running means: fixed bids' value and payment, own value and payment
         fixed, own = np.zeros((2, R, N, G)), np.zeros((2, R, N))
-        late = _Average(self.seats, rounds, self.rng)
+        late = AverageStrategies(self.seats, rounds, self.rng)
         tried = np.empty((R, N, G + 1))
         tried[:, :, :G] = self.grid
         for t in range(rounds):
@@ -217,7 +207,11 @@ class _Run:
             for seats in self.seats:
                 support, weights = seats.learner.strategy
                 mixtures.append(weights)
-                bids[t][:, seats.members] = (support * weights).sum(axis=-1)
+                mean = (support * weights).sum(axis=-1)
+                bids[t][:, seats.members] = mean
+                if seats.mixes:
+                    squares = (support - mean[..., None]) ** 2
+                    spread[t][:, seats.members] = np.sqrt((squares * weights).sum(axis=-1))
                 tried[:, seats.members, G] = seats.learner.bids()
                 late.see(t, seats, support, weights)
             outcome = np.stack(self._round().curves(tried[:, :, G], tried))
@@ -225,14 +219,20 @@ class _Run:
             brought = outcome[..., G].copy()
             for seats, weights in zip(self.seats, mixtures, strict=True):
                 if seats.fixed:
-                    mixed = outcome[:, :, seats.members, : seats.grid.shape[1]]
+                    mixed = outcome[:, :, seats.members, : seats.own]
                     brought[:, :, seats.members] = (mixed * weights).sum(axis=-1)
                 self._teach(seats, *outcome)
             own += (brought - own) / (t + 1)
         support, weights = late.strategies(N)
+        mixes, reach = np.empty(N, dtype=bool), np.empty(N)
+        for seats in self.seats:
+            mixes[seats.members] = seats.mixes
+            reach[seats.members] = seats.grid[:, seats.own - 1]
         return Play(
             starts=self.multiples,
             bids=bids,
+            spread=spread,
+            mixes=mixes,
             support=support,
             weights=weights,
             grid=self.grid,
@@ -240,7 +240,7 @@ class _Run:
             payment=fixed[1],
             own_value=own[0],
             own_payment=own[1],
-            reach=self.grid[:, -1] / self.game.people.truthful_bids,
+            reach=reach / self.game.people.truthful_bids,
         )
 
     def _round(self) -> Game:
@@ -250,8 +250,8 @@ class _Run:
         drawn = self.rng.choice(self.game.pool.shape[0], self.requests, replace=False)
         return Game(self.game.mechanism, self.game.pool.take(np.sort(drawn)), self.game.people)
 
-    def _teach(self, seats: _Seats, value: Floats, payment: Floats) -> None:
-        who, G = seats.members, seats.grid.shape[1]
+    def _teach(self, seats: Seats, value: Floats, payment: Floats) -> None:
+        who, G = seats.members, seats.own
         clicks = value[:, who] / self.game.people.values[who, None]
         paid = payment[:, who]
         wanted = seats.learner.grid is not None
@@ -266,98 +266,3 @@ class _Run:
                 grid_payments=paid[:, :, :G] if wanted else None,
             )
         )
-
-
-class _Average:
-    """Strategies averaged over the second half of the rounds.
-
-    Mixtures over a fixed grid are averaged exactly; of others, some rounds' are taken, drawn at
-    random (evenly spaced ones would see a cycle at the same phase), and `POINTS` bids in all.
-    """
-
-    def __init__(self, seats: Sequence[_Seats], rounds: int, rng: np.random.Generator) -> None:
-        self.first = rounds // 2
-        self.order = rng.permutation(rounds - self.first)
-        self.kept: dict[int, list[tuple[Floats, Floats]]] = {id(each): [] for each in seats}
-        self.seats = seats
-
-    def see(self, t: int, seats: _Seats, support: Floats, weights: Floats) -> None:
-        """Take in the strategies of round t."""
-        if t < self.first:
-            return
-        kept = self.kept[id(seats)]
-        if seats.fixed:
-            if kept:
-                kept[0][1][...] += weights
-            else:
-                kept.append((np.broadcast_to(support, weights.shape), weights.copy()))
-            return
-        if self.order[t - self.first] < max(1, POINTS // weights.shape[-1]):
-            kept.append((np.broadcast_to(support, weights.shape).copy(), weights.copy()))
-
-    def strategies(self, N: int) -> tuple[Floats, Floats]:
-        """(R, N, K) supports and weights; padded with weightless bids where K differs."""
-        parts = []
-        for each in self.seats:
-            support, weights = (
-                np.concatenate(arrays, axis=2) for arrays in zip(*self.kept[id(each)], strict=True)
-            )
-            parts.append((each.members, support, weights / weights.sum(axis=2, keepdims=True)))
-        K = max(part[1].shape[2] for part in parts)
-        R = len(parts[0][1])
-        all_bids, all_weights = np.zeros((R, N, K)), np.zeros((R, N, K))
-        for members, support, weights in parts:
-            k = support.shape[2]
-            all_bids[:, members, :k], all_bids[:, members, k:] = support, support[:, :, -1:]
-            all_weights[:, members, :k] = weights
-        return all_bids, all_weights
-
-
-def _seats(
-    game: Game, styles: Sequence[Style], reach: Floats, multiples: Floats, seed: int
-) -> list[_Seats]:
-    """A learner for all advertisers of the same style whose grids reach equally high."""
-    people, R = game.people, len(multiples)
-    groups: dict[tuple[str, str, float], list[int]] = {}
-    for i, style in enumerate(styles):
-        # utility maximizers and value maximizers whose grid reaches 3 are at the defaults
-        key = (style.name, repr(style.parameters), float(reach[i]) if style.reaches else 0.0)
-        groups.setdefault(key, []).append(i)
-    seats = []
-    for k, ((name, _, top), members) in enumerate(groups.items()):
-        who = np.array(members)
-        style = styles[members[0]]
-        parameters = dict(style.parameters)
-        if style.reaches:
-            parameters = {"max_multiple": top, **parameters}
-        if style.sees_all:
-            parameters = {"grid_size": GRID, **parameters}
-        some = Population(
-            values=people.values[who],
-            value_maximizer=people.value_maximizer[who],
-            target_roi=people.target_roi[who],
-            budget=np.full(len(who), np.inf),
-        )
-        rng = np.random.default_rng([seed, 1, k])
-        learner = make_learner(name, some, R, rng, **parameters)
-        if type(learner).start_at is not Learner.start_at:
-            learner.start_at(multiples[:, who])
-        support = learner.strategy[0]
-        mixes = support.ndim == 2
-        grid = learner.grid if learner.grid is not None else support if mixes else None
-        if grid is None:
-            grid = game.top[who, None] * np.linspace(0, 1, YARDSTICK)
-        fixed = mixes and np.array_equal(grid, support)
-        seats.append(_Seats(who, learner, np.asarray(grid), fixed))
-    return seats
-
-
-def _stacked(parts: Sequence[tuple[Ints, Floats]]) -> Floats:
-    """(N, G) grids in one array, the shorter ones ending in repetitions of their last bid."""
-    N = sum(len(members) for members, _ in parts)
-    G = max(grid.shape[1] for _, grid in parts)
-    stacked = np.empty((N, G))
-    for members, grid in parts:
-        k = grid.shape[1]
-        stacked[members, :k], stacked[members, k:] = grid, grid[:, -1:]
-    return stacked

@@ -3,14 +3,20 @@
 Learners play from several starting points (`play`). Where each play ends, three profiles are looked
 at: the mean bids of the `last` strategies; the mean bids on `average` over the second half of the
 rounds; and the `mixture`, the product of the advertisers' strategies averaged likewise. Their
-exploitability (`experiments.game`, `mixtures`) is computed afresh, on finer bids than any learner
-knows of: a certificate that holds however the profile was found. The profile reported is the one of
-least exploitability; all others are listed beside it. Slot auctions often have no equilibrium in
-fixed bids that learners could come to, and the mean of a good mixture may be a bad bid.
+exploitability (`experiments.game`, `mixtures`) is computed afresh, apart from the learners: a lower
+bound, by a search finer than their grids.
+
+Which of the three learners are judged by depends on what they are, not on how they fare: the
+`mixture` if any of them keeps mixtures, else the `last` bids. What is reported is the *median* over
+starts, with the details of the start in the middle (of two, the better); its status is that of most
+starts, on equal counts the less settled one. The best and the worst start, and the other profiles,
+are listed beside it. Slot auctions often have no equilibrium in fixed bids that learners could come
+to, and the mean of a good mixture may be a bad bid.
 
 Exploitability is NashConv, the sum of what advertisers could gain and what value maximizers owe to
-their targets, as a fraction of the value that all attain. Beside it, the same sum over the mean
-value per click: smaller wherever a request brings less than a click, as it does.
+their targets, as a fraction of the value that all attain together; small advertisers may lose much
+of little (`relative_utility_loss`). Beside it, the same sum over the mean value per click: smaller
+wherever a request brings less than a click, as it does.
 """
 
 from __future__ import annotations
@@ -25,22 +31,20 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 
-from agents.learners.base import Population
 from agents.learners.registry import check_learner
 from experiments.equilibrium.diagnosis import Diagnosis, Status, diagnose
 from experiments.equilibrium.mixtures import MixedGains, mixed_gains, pure_gains
-from experiments.equilibrium.play import Play, Style, play
-from experiments.game import Game
+from experiments.equilibrium.play import Play, play
+from experiments.equilibrium.seats import Style
+from experiments.game import Game, population_of
 from mechanisms.base import Mechanism
-from mechanisms.errors import BadInput
 from mechanisms.pool import Floats, Ints, ReplyPool
 
 STARTS = 8
 ROUNDS = {"gradient": 1500, "best-response": 300, "fictitious-play": 1500, "pacing": 1500}
-DEFAULT_ROUNDS = 6000  # of learners that keep mixtures: their averages need them
+DEFAULT_ROUNDS = 12_000  # of learners that keep mixtures: their averages need them
 SNAPSHOTS = 16
 PROFILES = ("last", "average", "mixture")
-OBJECTIVES = ("utility", "value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +53,13 @@ class EquilibriumReport:
 
     Attributes:
         game: what was played.
-        profile: which of `PROFILES` has the least exploitability, of all starts.
-        start: which start it comes from.
+        profile: which of `PROFILES` is judged, by the kind of learner.
+        start: the one shown, in the middle by exploitability; the next five lines are of its
+            profile.
         bids: (N,) its bids; the mean bids of a mixture.
-        exploitability: of the profile, as a fraction of the value that all attain.
-        per_click_value: its NashConv over the mean value per click.
+        exploitability: of the profile, median over starts, as a fraction of the value that all
+            attain.
+        per_click_value: likewise, NashConv over the mean value per click.
         gain: (N,) what each could gain by another fixed bid, money per request.
         owed: (N,) what value maximizers owe to their target ROI, money per request.
         value: (N,) value attained per request.
@@ -62,7 +68,7 @@ class EquilibriumReport:
         relative_utility_loss: (N,) what each could gain, as a fraction of what its best bid brings;
             where it owes, what it owes as a fraction of its value.
         cce_gap: (R,) of the whole plays, see `Play.cce_gap`.
-        status: of the start reported, see `diagnosis`; `counts` has those of all.
+        status: of most starts, see `diagnosis`; `counts` has those of all.
         diagnoses: (R) of each start.
         ends: (3, R) exploitability of `PROFILES` by start.
         mixtures: (R) gains against the product of average mixtures, with intervals.
@@ -108,14 +114,46 @@ class EquilibriumReport:
 
     @property
     def mixture(self) -> MixedGains:
-        """Gains against the product of average mixtures, of the start reported."""
+        """Gains against the product of average mixtures, of the start shown."""
         return self.mixtures[self.start]
 
     @property
+    def judged(self) -> Floats:
+        """(R,) exploitability of the profile judged."""
+        return self.ends[PROFILES.index(self.profile)]
+
+    @property
+    def fixed_profile(self) -> tuple[str, int]:
+        """Fixed bids for what can be asked of them alone, as profile and start.
+
+        Those shown, or where these are a mixture the least exploitable ones of any start.
+        """
+        if self.profile != "mixture":
+            return self.profile, self.start
+        which, start = np.unravel_index(self.ends[:2].argmin(), self.ends[:2].shape)
+        return PROFILES[which], int(start)
+
+    @property
+    def fixed_bids(self) -> Floats:
+        """(N,) the bids of `fixed_profile`."""
+        profile, start = self.fixed_profile
+        return (self.play.last if profile == "last" else self.play.average)[start]
+
+    @property
+    def fixed_exploitability(self) -> float:
+        """Exploitability of `fixed_bids`."""
+        profile, start = self.fixed_profile
+        return float(self.ends[PROFILES.index(profile), start])
+
+    @property
     def frame(self) -> pl.DataFrame:
-        """A row per advertiser: bid, best reply, what it attains and could gain, per request."""
+        """A row per advertiser: bid, best reply, what it attains and could gain, per request.
+
+        `lowest_` and `highest_over_truthful` are of the bids of all starts.
+        """
         people = self.game.people
-        ends = self.play.average / people.truthful_bids
+        ends = self.play.average if self.profile == "mixture" else self.play.last
+        ends = ends / people.truthful_bids
         return pl.DataFrame(
             {
                 "advertiser": np.arange(len(self.bids)),
@@ -124,8 +162,8 @@ class EquilibriumReport:
                 "target_roi": people.target_roi,
                 "bid": self.bids,
                 "bid_over_truthful": self.bids / people.truthful_bids,
-                "bid_over_truthful_low": ends.min(axis=0),
-                "bid_over_truthful_high": ends.max(axis=0),
+                "lowest_over_truthful": ends.min(axis=0),
+                "highest_over_truthful": ends.max(axis=0),
                 "best_over_truthful": self.best / people.truthful_bids,
                 "value": self.value,
                 "payment": self.payment,
@@ -169,7 +207,7 @@ def solve(
         rounds: of play; default `ROUNDS`.
         starts: starting points, the first truthful.
         requests: requests a round, default the whole pool.
-        learner_parameters: of the learner; grids have `play.GRID` bids by default.
+        learner_parameters: of the learner; grids have `seats.GRID` bids by default.
 
     Raises:
         BadInput: anything out of range.
@@ -179,34 +217,6 @@ def solve(
     styles = [Style(learner, learner_parameters)] * len(people.values)
     return solve_game(
         Game(mechanism, pool, people), styles, rng, rounds=rounds, starts=starts, requests=requests
-    )
-
-
-def population_of(
-    pool: ReplyPool, values: ArrayLike, objective: str | Sequence[str], roi: ArrayLike | None
-) -> Population:
-    """The population of `solve`'s arguments.
-
-    Raises:
-        BadInput: not one value, objective and target each, or an unknown objective.
-    """
-    N = pool.num_advertisers
-    values = np.asarray(values, dtype=np.float64)
-    objectives = [objective] * N if isinstance(objective, str) else list(objective)
-    if values.shape != (N,) or len(objectives) != N:
-        raise BadInput(f"the pool has {N} advertisers; give each a value and an objective")
-    unknown = [each for each in objectives if each not in OBJECTIVES]
-    if unknown:
-        raise BadInput(f"objective {unknown[0]!r} is unknown; choose utility or value")
-    vm = np.array([each == "value" for each in objectives])
-    targets = np.asarray(1.0 if roi is None else roi, dtype=np.float64)
-    if targets.shape not in ((), (N,)):
-        raise BadInput(f"roi has shape {targets.shape}; give one number, or {N}")
-    return Population(
-        values=values,
-        value_maximizer=vm,
-        target_roi=np.where(vm, targets, 1.0),
-        budget=np.full(N, np.inf),
     )
 
 
@@ -228,26 +238,28 @@ def solve_game(
     played = play(game, styles, rng, rounds=rounds, starts=starts, requests=requests, say=say)
     snapshots, trajectory = _over_time(game, played)
     mixtures = tuple(
-        mixed_gains(game, played.support[r], played.weights[r], rng) for r in range(starts)
+        mixed_gains(game, *mixture, rng)
+        for mixture in zip(played.support, played.weights, strict=True)
     )
     mixed = [each.exploitability.mean for each in mixtures]
     ends = np.concatenate([trajectory[-1], [mixed]])
-    # of equally good ones the first: fixed bids rather than a mixture
-    which, start = map(int, np.unravel_index(ends.argmin(), ends.shape))
-    bids = (played.last if which == 0 else played.average)[start]
-    found = mixtures[start] if which == 2 else pure_gains(game, bids)
-    shares = played.own_value
-    paths = played.bids / game.people.truthful_bids
+    profile = "mixture" if played.mixes.any() else "last"
+    judged = ends[PROFILES.index(profile)]
+    start = int(np.argsort(judged, kind="stable")[(len(judged) - 1) // 2])
+    found = mixtures if profile == "mixture" else [pure_gains(game, b) for b in played.last]
+    each_click = [(each.gain + each.owed).sum() / game.people.values.mean() for each in found]
+    found = found[start]
+    path = played.path(game.people)
     diagnoses = tuple(
-        diagnose(paths[:, r], float(ends[:, r].min()), shares[r]) for r in range(starts)
+        diagnose(path[:, r], float(judged[r]), played.own_value[r]) for r in range(len(judged))
     )
     return EquilibriumReport(
         game=game,
-        profile=PROFILES[which],
+        profile=profile,
         start=start,
-        bids=bids,
-        exploitability=found.exploitability.mean,
-        per_click_value=float((found.gain + found.owed).sum() / game.people.values.mean()),
+        bids=(played.average if profile == "mixture" else played.last)[start],
+        exploitability=float(np.median(judged)),
+        per_click_value=float(np.median(each_click)),
         gain=found.gain,
         owed=found.owed,
         value=found.value,
@@ -255,7 +267,7 @@ def solve_game(
         best=found.best,
         relative_utility_loss=found.relative_loss,
         cce_gap=played.cce_gap(game.people),
-        status=diagnoses[start].status,
+        status=_of_most(diagnoses),
         diagnoses=diagnoses,
         ends=ends,
         mixtures=mixtures,
@@ -267,11 +279,17 @@ def solve_game(
             "mechanism": repr(game.mechanism),
             "learners": sorted({f"{each.name} {each.parameters or ''}".strip() for each in styles}),
             "rounds": rounds,
-            "starts": starts,
+            "starts": len(judged),
             "requests_per_round": requests or game.pool.shape[0],
             "pool_hash": game.pool.content_hash,
         },
     )
+
+
+def _of_most(diagnoses: Sequence[Diagnosis]) -> Status:
+    """The status of most starts, of equally many the less settled one."""
+    found = [each.status for each in diagnoses]
+    return max(("drifting", "cycling", "converged"), key=found.count)
 
 
 def _over_time(game: Game, played: Play) -> tuple[Ints, Floats]:

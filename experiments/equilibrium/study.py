@@ -13,8 +13,9 @@ from experiments.arms import chosen
 from experiments.equilibrium import figures
 from experiments.equilibrium.empirical import nash_solver, sinks
 from experiments.equilibrium.findings import Finding, findings, styles_of
-from experiments.equilibrium.solver import PROFILES, STARTS, EquilibriumReport
-from experiments.equilibrium.verdicts import NOTE, verdicts
+from experiments.equilibrium.play import check_size
+from experiments.equilibrium.solver import DEFAULT_ROUNDS, PROFILES, STARTS, EquilibriumReport
+from experiments.equilibrium.verdicts import NOTE, PLAYED, verdicts
 from experiments.page import Column, Subject, Table, Verdicts, check_folder, write_page
 from experiments.provenance import where
 from experiments.report import number, pool_facts, replies_label
@@ -60,6 +61,9 @@ def find_equilibrium(
     nash_solver()
     styles_of(scenario, learner, learner_parameters)
     arms = chosen(scenario, mechanisms)
+    check_size(
+        DEFAULT_ROUNDS if rounds is None else rounds, starts, requests, scenario.requests.queries
+    )
     asked = {
         "learner": learner,
         "learner_parameters": learner_parameters,
@@ -115,11 +119,12 @@ def _write(folder: Path, subject: Subject, found: Mapping[str, Finding], learner
         label=replies_label(pool.manifest),
         verdicts=Verdicts(("mechanism", "evidence", ""), list(verdicts(found)), NOTE),
         figures=dict(figures.drawn(**parts)),
-        shown=[_table(name, written["advertisers"]) for name in found],
+        shown=[_table(name, written["advertisers"], reports[name]) for name in found],
         tables=written,
         facts=[
             ("Learner", learner),
             ("Rounds and starts", f"{len(first.play.bids):,} from {len(first.cce_gap)}"),
+            ("Budgets", _budgets(subject.scenario)),
             *pool_facts(pool),
         ],
         summary={name: _summary(each) for name, each in found.items()},
@@ -148,15 +153,22 @@ def tables(found: Mapping[str, Finding]) -> dict[str, pl.DataFrame]:
     }
 
 
-def _table(name: str, advertisers: pl.DataFrame) -> Table:
+def _table(name: str, advertisers: pl.DataFrame, report: EquilibriumReport) -> Table:
+    profile, start = report.fixed_profile
     return Table(
-        f"Advertisers under {name}",
+        f"Advertisers under {name}, at the start in the middle",
         advertisers.filter(pl.col("mechanism") == name),
+        note=(
+            f"Start {report.start + 1}. Graphs and portraits are at the {PLAYED[profile]} of start "
+            f"{start + 1}, whose exploitability is {number(100 * report.fixed_exploitability)} %."
+        ),
         columns=[
             Column("title", "Advertiser"),
             Column("objective", "Maximises"),
             Column("value_per_click", "Value", "money per click"),
-            Column("bid_over_truthful", "Bid", "× truthful [averages of all starts]"),
+            Column("bid_over_truthful", "Bid", "× truthful"),
+            Column("lowest_over_truthful", "Lowest start", "× truthful"),
+            Column("highest_over_truthful", "Highest start", "× truthful"),
             Column("best_over_truthful", "Best reply", "× truthful"),
             Column("value", "Attains", "value per request"),
             Column("payment", "Pays", "money per request"),
@@ -224,6 +236,14 @@ def _summary(each: Finding) -> dict[str, Any]:
         "exploitability": report.exploitability,
         "profile": report.profile,
         "start": report.start,
+        "best_start": float(report.judged.min()),
+        "worst_start": float(report.judged.max()),
+        "fixed_bids": {
+            "profile": report.fixed_profile[0],
+            "start": report.fixed_profile[1],
+            "exploitability": report.fixed_exploitability,
+            "bids": report.fixed_bids.tolist(),
+        },
         "exploitability_by_start": dict(zip(PROFILES, report.ends.tolist(), strict=True)),
         "exploitability_of_mixture": report.mixture.exploitability._asdict(),
         "nash_conv_per_mean_value_per_click": report.per_click_value,
@@ -234,14 +254,21 @@ def _summary(each: Finding) -> dict[str, Any]:
         "iterated_best_response": {
             "converged": each.independent.converged,
             "sweeps": each.independent.sweeps,
+            "exploitability": each.independent_exploitability,
             "bids": each.independent.bids.tolist(),
         },
         "sinks": [[each.roles.label(p) for p in nodes] for nodes in sinks(each.roles.graph())],
+        "equilibria_of_roles": [each.roles.label(p) for p in each.roles.equilibria],
         "nash_of_closest_rivals": [
             {"mixtures": [m.tolist() for m in nash.mixtures], "payoffs": nash.payoffs}
             for nash in each.nash
         ],
     }
+
+
+def _budgets(scenario: Scenario) -> str:
+    limited = sum(spec.budget is not None for spec in scenario.advertisers)
+    return f"left out, of {limited} advertisers" if limited else "none"
 
 
 def _hundred(x: float | None) -> str:

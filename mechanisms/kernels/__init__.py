@@ -7,13 +7,14 @@
     torch   the reference's expressions, for Gibbs mechanisms, on a GPU where there is one
 
 All agree to 1e-10, or to what float64 can say of scores that large. The variable is read at every
-call, so that a test or a notebook can switch. Code compiles at first use (about 15 s for all of it)
-and is kept on disk.
+call of a mechanism, and by a market when it is made, so that a test or a notebook can switch. Code
+compiles at first use (about 15 s for all of it) and is kept on disk.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Literal, cast
 
 from mechanisms.errors import BadInput
@@ -34,17 +35,15 @@ def kernel() -> Literal["numba", "numpy", "torch"]:
     return cast(Literal["numba", "numpy", "torch"], chosen)
 
 
-def unless_changed(subclass: type, **stand_for: set[str]) -> None:
-    """Unset the compiled rules of a subclass that changes what they stand for.
+def as_declared(kind: type, rule: str, methods: Iterable[str]) -> bool:
+    """Whether attribute `rule` of a class was declared for the `methods` that the class has.
 
-    A subclass that overrides a payment rule, say, must not be served by the compiled code of the
-    rule it replaced; it may name a compiled rule of its own.
-
-    Args:
-        subclass: to be called in `__init_subclass__`.
-        stand_for: by attribute that names a compiled rule, the methods it replaces.
+    It was not where a subclass, or a mixin, overrides one of them and leaves the rule as it is. A
+    compiled rule must then not stand for them: it would serve the code that they replaced.
     """
-    changed = vars(subclass).keys()
-    for rule, methods in stand_for.items():
-        if methods & changed and rule not in changed:
-            setattr(subclass, rule, None)
+
+    def owner(name: str) -> type:
+        return next(each for each in kind.__mro__ if name in vars(each))
+
+    # not by `issubclass`, which abstract classes cannot answer while a class is being made
+    return all(owner(method) in owner(rule).__mro__ for method in methods)

@@ -9,13 +9,32 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from numba import njit
 
 Compiled = TypeVar("Compiled")
 
 
+def compiled_with(*modules: ModuleType) -> Callable[[Callable], Any]:
+    """Decorate a function to be compiled at first use, and anew when `modules` change.
+
+    Without the interpreter's lock, so that threads may run it, and with C's division: it does not
+    look for zeros.
+    """
+
+    def decorate(function: Callable) -> Any:
+        kept = njit(cache=True, nogil=True, error_model="numpy")(function)
+        return renewed_with(*modules)(kept)
+
+    return decorate
+
+
 def renewed_with(*modules: ModuleType) -> Callable[[Compiled], Compiled]:
-    """Decorate a function of `njit(cache=True)` to be compiled anew when `modules` change, too."""
+    """Decorate a function of `njit(cache=True)` to be compiled anew when `modules` change, too.
+
+    Or when those modules change that their functions are renewed with in their turn.
+    """
 
     def decorate(function: Compiled) -> Compiled:
         # numba has no public way to say so; a test watches over this one
@@ -26,7 +45,10 @@ def renewed_with(*modules: ModuleType) -> Callable[[Compiled], Compiled]:
     return decorate
 
 
-def _stamp(module: ModuleType) -> tuple[float, int]:
-    """Time of change and size of a module's file, as numba looks at."""
+def _stamp(module: ModuleType) -> tuple:
+    """Times of change and sizes of a module's file and of those its functions are made of."""
     status = os.stat(module.__file__ or "")
-    return status.st_mtime, status.st_size
+    kept = (getattr(each, "_cache", None) for each in vars(module).values())
+    files = (getattr(cache, "_cache_file", None) for cache in kept)
+    stamps = {file._source_stamp: None for file in files if file is not None}
+    return status.st_mtime, status.st_size, *stamps

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mechanisms.base import Allocation
 from mechanisms.gibbs import Deviations, Gibbs, overflow
 from mechanisms.kernels import gibbs_numba
 from mechanisms.kernels.exposures import Candidates
@@ -45,19 +46,39 @@ def allocate(candidates: Candidates, index: Ints, bids: Floats, tau: float) -> A
         log_z=np.empty(B),
         log_z_without=np.empty((B, n)),
     )
-    given = (plain(index), *_arrays(candidates), plain(bids), float(tau))
-    total, without = np.empty(B), np.empty((B, n))
-    results = (out.probabilities, out.itctr, out.declared, total, out.log_z, without)
+    given = (plain(index), candidates.arrays, plain(bids), float(tau))
+    results = (out.probabilities, out.itctr, out.declared, out.log_z, out.log_z_without)
 
     def run(first: int, last: int) -> bool:
-        if not gibbs_numba.allocate(first, last, *given, *results, out.log_z_without):
-            return False
-        rows = slice(first, last)
-        np.log(total[rows], out=total[rows])
-        np.log(without[rows], out=without[rows])
-        out.log_z[rows] += total[rows]
-        out.log_z_without[rows] += without[rows]
-        return True
+        return gibbs_numba.allocate(first, last, *given, *results)
+
+    if not split(B, B * (10 * M + 20 * n), run):
+        raise overflow(tau)
+    return out
+
+
+def auctions(
+    candidates: Candidates, index: Ints, bids: Floats, tau: float, rule: int
+) -> Allocation:
+    """The expected outcome of requests `index` (B,) under `bids` (B, n), by a compiled rule.
+
+    Args:
+        candidates: of the origin pool.
+        index: (B,) requests.
+        bids: (B, n) the bids played.
+        tau: temperature.
+        rule: how payments follow (`gibbs_numba.DECLARED` and so on).
+
+    Raises:
+        BadInput: bids too large for tau.
+    """
+    (B, n), M = bids.shape, candidates.weights.log.shape[1]
+    out = Allocation(np.empty((B, M)), np.empty((B, n)), np.empty((B, n)))
+    given = (plain(index), candidates.arrays, plain(bids), float(tau), rule)
+    results = (out.probabilities, out.itctr, out.payments)
+
+    def run(first: int, last: int) -> bool:
+        return gibbs_numba.auction(first, last, *given, *results)
 
     if not split(B, B * (10 * M + 20 * n), run):
         raise overflow(tau)
@@ -76,7 +97,7 @@ def deviations(
         log_z_without=np.empty((B, n)),
     )
     highest = alternatives.max(axis=2, initial=0.0)
-    given = (plain(index), *_arrays(candidates), plain(bids), float(tau), plain(alternatives))
+    given = (plain(index), candidates.arrays, plain(bids), float(tau), plain(alternatives))
     results = (highest, out.itctr, out.declared, out.log_z, out.log_z_without)
 
     def run(first: int, last: int) -> bool:
@@ -109,7 +130,7 @@ def deviation_sums(
     """
     (R, B), (N, G), n = index.shape, grids.shape, ads.shape[1]
     clicks, payments = np.empty((R, N, G)), np.empty((R, N, G))
-    given = (plain(index), *_arrays(candidates), plain(ads), plain(bids), float(tau))
+    given = (plain(index), candidates.arrays, plain(ads), plain(bids), float(tau))
     results = (plain(grids), grids.max(axis=1, initial=0.0), rule, clicks, payments)
 
     def run(first: int, last: int) -> bool:
@@ -123,14 +144,6 @@ def deviation_sums(
 def plain(array: NDArray) -> NDArray:
     """The array contiguous and writeable, as compiled code is compiled for; a copy if need be."""
     return np.require(array, requirements=("C", "W"))
-
-
-def _arrays(candidates: Candidates) -> tuple[NDArray, ...]:
-    shown, weights = candidates.exposures, candidates.weights
-    return (
-        shown.start, shown.reply, shown.ad, shown.feature, shown.ctr,
-        weights.log, weights.scaled, weights.log_peak, candidates.plain,
-    )  # fmt: skip
 
 
 def _exposures_a_request(candidates: Candidates) -> float:

@@ -43,6 +43,17 @@ def test_exp3_regret_stays_below_the_bound_of_neu(adversary):
         assert regret.mean() < 0.5 * 0.5 * T * (G - 1) / G
 
 
+def test_exp3_bound_grows_where_the_first_mixture_is_uneven():
+    """A start that gives half the weight to one bid of 11 gives 1/20 to each other."""
+    learner = learner_of("exp3", people([1.0, 2.0], vm=False), grid_size=11)
+    learner.state["squared_ranges"] += 9.0
+    even = 4 * np.sqrt(11 * np.log(11) * 9)
+    np.testing.assert_allclose(learner.regret_bound, even)
+    learner.start_at(np.ones((R, 2)))
+    uneven = (3 + np.log(20) / np.log(11)) / 4
+    np.testing.assert_allclose(learner.regret_bound, uneven * even)
+
+
 def test_exp3_charges_the_bid_drawn_and_no_other():
     learner = learner_of("exp3", people([1.0, 2.0], vm=False), grid_size=4)
     zero = np.zeros((R, 2))

@@ -96,13 +96,19 @@ def test_counterfactuals_are_those_of_the_specification(name, parameters, monkey
     requests, bids = rng.integers(9, size=(3, 4)), rng.uniform(0, 2, (3, 5))
     grids = rng.uniform(0, 3, (5, 6))
     ours = platform(name, dict(parameters), pool)
+    dice = Dice(0, requests.size, 3)
     found = ours.counterfactual(requests, bids, grids)
+    served = ours.serve(requests, bids, dice, 0, grids)
+    alone = ours.serve(requests, bids, dice, 0)
+    np.testing.assert_array_equal(served.amounts, alone.amounts)
+    assert alone.along is None
     monkeypatch.setenv("ADMARKET_KERNEL", "numpy")
     reference = platform(name, dict(parameters), pool, "numpy")
-    expected = reference.counterfactual(requests, bids, grids)
-    for one, other in zip(found, expected, strict=True):
+    expected = reference.serve(requests, bids, dice, 0, grids).along
+    for one, along, other in zip(found, served.along, expected, strict=True):
         assert one.shape == (3, 5, 6)
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(along, other, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("shape", [(16, 100), (1, 2500), (3, 1000)])
@@ -115,9 +121,8 @@ def test_threads_change_no_byte(shape):
     found = []
     for threads in (1, 2, 5):
         with limited(threads):
-            tally = ours.serve(requests, bids, dice, 0)
-            tried = ours.counterfactual(requests, bids, grids)
-        found.append([array.tobytes() for array in (tally.amounts, tally.means, *tried)])
+            tally = ours.serve(requests, bids, dice, 0, grids)
+        found.append([array.tobytes() for array in (tally.amounts, tally.means, *tally.along)])
     assert found[0] == found[1] == found[2]
 
 
@@ -170,11 +175,11 @@ def test_large_rounds_are_served_in_parts_and_add_up(monkeypatch):
     requests, bids = rng.integers(50, size=(2, 1500)), rng.uniform(0, 2, (2, 7))
     dice, grids = Dice(0, requests.size, 4), rng.uniform(0, 3, (7, 5))
     ours = platform("mosaic", {}, pool)
-    found, tried = ours.serve(requests, bids, dice, 3), ours.counterfactual(requests, bids, grids)
+    found = ours.serve(requests, bids, dice, 3, grids)
     monkeypatch.setenv("ADMARKET_KERNEL", "numpy")
-    reference = platform("mosaic", {}, pool, "numpy")
-    assert_same(found, reference.serve(requests, bids, dice, 3))
-    for one, other in zip(tried, reference.counterfactual(requests, bids, grids), strict=True):
+    reference = platform("mosaic", {}, pool, "numpy").serve(requests, bids, dice, 3, grids)
+    assert_same(found, reference)
+    for one, other in zip(found.along, reference.along, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-9)
 
 
@@ -186,12 +191,10 @@ def test_a_pool_taken_from_another_is_served_as_itself(name):
     requests, bids = rng.integers(4, size=(2, 5)), rng.uniform(0, 2, (2, 7))
     dice, grids = Dice(0, requests.size, 4), rng.uniform(0, 3, (7, 5))
     part, all_of_it = platform(name, {}, whole.take(some)), platform(name, {}, whole)
-    one = part.serve(requests, bids, dice, 0)
-    assert_same(one, all_of_it.serve(some[requests], bids, dice, 0))
-    tried = part.counterfactual(requests, bids, grids)
-    for ours, theirs in zip(
-        tried, all_of_it.counterfactual(some[requests], bids, grids), strict=True
-    ):
+    one = part.serve(requests, bids, dice, 0, grids)
+    other = all_of_it.serve(some[requests], bids, dice, 0, grids)
+    assert_same(one, other)
+    for ours, theirs in zip(one.along, other.along, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
@@ -203,13 +206,19 @@ def test_requests_beyond_the_pool_are_refused():
 
 @pytest.mark.parametrize("bid", [-1.0, np.nan, np.inf])
 def test_grids_with_something_else_than_bids_are_refused(bid):
-    pool = ReplyPool.synthetic(5, 6, 3, np.random.default_rng(0))
-    ours = platform("mosaic", {}, pool)
-    grids = np.ones((3, 2))
+    ours = platform("mosaic", {}, ReplyPool.synthetic(5, 6, 3, np.random.default_rng(0)))
+    grids, bids, dice = np.ones((3, 2)), np.ones((1, 3)), Dice(0, 1, 3)
     requests = np.zeros((1, 1), dtype=np.int64)
-    ours.counterfactual(requests, np.ones((1, 3)), grids)
-    with pytest.raises(BadInput, match="bid"):
-        ours.counterfactual(requests, np.ones((1, 3)), np.array([[1.0, bid]] * 3))
+    ours.serve(requests, bids, dice, 0, grids)
+    fresh = grids.copy()
+    for unheard_of in (grids, fresh):  # also in place
+        unheard_of[2, 1] = bid
+        with pytest.raises(BadInput, match="bid"):
+            ours.counterfactual(requests, bids, unheard_of)
+        with pytest.raises(BadInput, match="bid"):
+            ours.serve(requests, bids, dice, 0, unheard_of)
+    with pytest.raises(BadInput, match="do not fit"):
+        ours.serve(requests, bids, dice, 0, np.ones((2, 2)))
 
 
 @pytest.mark.parametrize("bid", [-1.0, np.nan, np.inf, 1e308])
@@ -264,3 +273,40 @@ def test_charges_lost_between_platform_and_advertisers_are_noticed():
         check(batch, outcome, tally)
     with pytest.raises(RuntimeError, match="charges miss the revenue by 0"):
         kernels.refuse(*kernels._close(1, 2, revenue, revenue, tally.amounts, tally.means))
+
+
+@pytest.mark.parametrize(
+    ("asked", "bid", "grid", "error"),
+    [
+        (5, 1.0, 1.0, IndexError),
+        (-1, 1.0, 1.0, IndexError),
+        (0, -1.0, 1.0, BadInput),
+        (0, np.nan, 1.0, BadInput),
+        (0, 1.0, -1.0, BadInput),
+    ],
+)
+@pytest.mark.parametrize("taken", [False, True])
+def test_nothing_unchecked_reaches_compiled_counterfactuals(asked, bid, grid, error, taken):
+    pool = ReplyPool.synthetic(5, 6, 3, np.random.default_rng(0))
+    ours = platform("mosaic", {}, pool.take(np.arange(5)) if taken else pool)
+    requests, bids, grids = np.array([[0]]), np.ones((1, 3)), np.ones((3, 2))
+    ours.counterfactual(requests, bids, grids)
+    # in place, as a caller might who keeps its arrays
+    requests[:], bids[0, 1], grids[2, 1] = asked, bid, grid
+    with pytest.raises(error, match="requests are 0..4" if error is IndexError else "bid"):
+        ours.counterfactual(requests, bids, grids)
+    with pytest.raises(BadInput, match="do not fit"):
+        ours.counterfactual(np.array([[0]]), np.ones((1, 2)), np.ones((3, 2)))
+
+
+def test_a_grid_changed_in_place_is_tried_as_it_is():
+    pool = ReplyPool.synthetic(5, 6, 3, np.random.default_rng(0))
+    ours, requests = platform("mosaic", {}, pool), np.arange(4).reshape(1, 4)
+    bids, grids = np.ones((1, 3)), np.ones((3, 2))
+    dice = Dice(0, requests.size, 3)
+    ours.serve(requests, bids, dice, 0, grids)
+    grids[1] = 700.0  # of which the scores overflow unless the highest bid is known
+    found = ours.serve(requests, bids, dice, 0, grids).along
+    fresh = platform("mosaic", {}, pool).counterfactual(requests, bids, grids)
+    np.testing.assert_array_equal(found, fresh)
+    assert np.isfinite(found).all()

@@ -8,7 +8,7 @@ import pytest
 
 from agents import Account, Platform, UtilityMaximizer, ValueMaximizer, make_learner
 from agents.learners import Population
-from agents.tally import AMOUNTS, Tally
+from agents.tally import AMOUNTS, MEANS, Tally
 from mechanisms.pool import ReplyPool
 from mechanisms.registry import make_mechanism
 
@@ -79,7 +79,7 @@ def advertiser(kind, **changes):
     one = np.ones(1)
     population = Population(one, np.array([True]), one, one)
     learner = make_learner("truthful", population, 2, np.random.default_rng(0))
-    whole, bids = Account.open(2, 3), np.zeros((2, 3))
+    whole, bids = Account.open(np.array([1.0, 2.0, 3.0]), 2), np.zeros((2, 3))
     who = kind(
         model,
         **dict(
@@ -102,7 +102,7 @@ def test_an_advertiser_is_a_view_on_the_market():
     ones = np.ones((2, 3))
     for clicks, charge in ((3, 2), (1, 3)):
         amounts = np.stack([ones, ones, clicks * ones, charge * ones, ones, ones, ones])
-        whole.settle(Tally(amounts, np.zeros((3, 2))), np.array([1, 2, 3]))
+        whole.settle(Tally(amounts, np.zeros((len(MEANS), 2))))
     np.testing.assert_array_equal(who.account.requests, [2, 2])
     np.testing.assert_array_equal(who.account.clicks, [4, 4])
     np.testing.assert_array_equal(who.account.value, [8, 8])

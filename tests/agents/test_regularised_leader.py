@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.learners import Feedback
-from agents.learners.mixture import _projected
+from agents.learners.mirror import projected
 from tests.agents.learning import R, learner_of, people, play, smooth_market
 
 
@@ -100,7 +100,7 @@ def test_projection_is_the_nearest_point_of_the_simplex(payoffs, eta, favourite)
     prior = np.full(len(payoffs), 0.5 / (len(payoffs) - 1))
     prior[favourite % len(payoffs)] = 0.5
     weights = np.empty(len(payoffs))
-    _projected(payoffs, eta, prior, weights)
+    projected(payoffs, eta, prior, weights)
     point = prior + eta * payoffs
     assert weights.min() >= 0 and weights.sum() == pytest.approx(1, abs=1e-9)
     # Nearest: no corner of the simplex lies further along point - weights.

@@ -46,6 +46,9 @@ class WarmerAllocation(Mosaic):
             super().allocate(pool, bids), probabilities=drawn.probabilities, itctr=drawn.itctr
         )
 
+    def counterfactual(self, *asked):
+        return Mosaic(self.tau).counterfactual(*asked)
+
 
 class OverchargedInTheEnd(Mosaic):
     """Payments as they should be; charges 5 % above them."""

@@ -119,6 +119,22 @@ def test_figures_with_any_titles(tmp_path):
     assert "gain nothing" in figures.heat_map(alone, HOSTILE).axes[0].get_title("left")
 
 
+def test_figures_where_no_bid_meets_a_target(tmp_path):
+    class Fee(Mosaic):
+        def expected_payments(self, declared, log_z, log_z_without):
+            return 5.0 + super().expected_payments(declared, log_z, log_z_without)
+
+    pool = ReplyPool.synthetic(6, 6, 3, np.random.default_rng(0), advertisers=4)
+    report = audit(Fee(0.2), pool, np.arange(1.0, 5.0), "value", times=2)
+    assert report.table["regret"].null_count() == report.table.height
+    assert (report.regret > 0).all()
+    for name, figure in (
+        ("regret", figures.regrets({"mosaic": report}, HOSTILE)),
+        ("heat", figures.heat_map(report, HOSTILE)),
+    ):
+        assert plots.save(figure, tmp_path / f"{name}.png", dpi=60).stat().st_size > 5000
+
+
 def test_percent():
     assert [percent(x) for x in (0.123456, 0.0, 3e-16, -2e-17, None, np.inf)] == [
         "12.3", "0", "3e−14", "−2e−15", "–", "∞",

@@ -1,5 +1,7 @@
 """Private values redrawn each round: interim outcomes, best responses and what is reported."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -98,7 +100,7 @@ def test_against_truthful_rivals(n):
 def test_a_bid_that_all_share_is_split_and_found_out():
     """All bid 0: each wins 1/n and could win always, nearly for nothing."""
     found = game(4)
-    _, lost = function_losses(found, SingleSlot(found), np.zeros((1, POINTS)), 1024)
+    lost, _ = function_losses(found, SingleSlot(found), np.zeros((1, POINTS)), 1024)
     np.testing.assert_allclose(lost.attained, 0.5 / 4, rtol=1e-2)
     np.testing.assert_allclose(lost.relative, 0.75, atol=0.01)
 
@@ -114,6 +116,31 @@ def test_what_tells_advertisers_apart_makes_classes():
     )
     assert game(2, make_mechanism("gsp", reserve=0.1)).rates is None
     assert game(2, make_mechanism("gsp", slots=2)).rates is None
+
+
+def test_highest_bid_of_a_value_maximizer_allows_for_click_rates():
+    """At a fifth of its rival's rate it needs bids of 4.5 to win for certain, and uses some."""
+    pool = ReplyPool.from_arrays(np.diag([0.2, 0.9])[None])
+    kinds = ("value", "utility")
+    found = BayesianGame.of(FIRST_PRICE, pool, Uniform(), kinds)
+    np.testing.assert_allclose(found.top, [4.5, 1.0])
+    report = solve_bayesian(FIRST_PRICE, pool, Uniform(), objective=kinds)
+    assert report.bids[0].max() > 1.1 and not report.at_cap.any()
+    capped = solve_bayesian(FIRST_PRICE, pool, Uniform(), objective=kinds, top=1.0)
+    assert capped.at_cap.tolist() == [True, False] and capped.bids.max() <= 1
+    assert "advertiser 0" in bid_functions(capped).axes[0].texts[0].get_text()
+
+
+@pytest.mark.parametrize(("requests", "samples"), [(1000, 64), (7, 64), (64, 64)])
+def test_every_request_is_as_likely_to_be_sampled(requests, samples):
+    pool = ReplyPool.synthetic(requests, 4, 2, np.random.default_rng(0))
+    alike = BayesianGame.of(make_mechanism("mosaic", tau=0.2), pool, Uniform())
+    drawn = Sampled(alike, samples, np.random.default_rng(1))
+    counts = np.stack([np.bincount(drawn._draw()[0], minlength=requests) for _ in range(400)])
+    # spread evenly within a draw, and over draws
+    assert np.ptp(counts, axis=1).max() <= 1
+    expected = 400 * samples / requests
+    assert np.abs(counts.sum(axis=0) - expected).max() < 5 * np.sqrt(expected)
 
 
 # --- best responses -----------------------------------------------------------------------------
@@ -149,11 +176,11 @@ def test_most_value_is_the_linear_programmes(rng, roi):
 def test_known_equilibrium_loses_nothing_and_a_wrong_one_does():
     found = game(3)
     known = 2 / 3 * np.linspace(0, 1, POINTS)[None]
-    _, lost = function_losses(found, SingleSlot(found), known, 1024)
+    lost, _ = function_losses(found, SingleSlot(found), known, 1024)
     assert lost.relative.max() < 1e-5
     np.testing.assert_allclose(lost.attained, 1 / 12, rtol=1e-4)
     # truthful rivals leave (v/3)(2v/3)^2 to the best response, 1/27 on average, and truth nothing
-    _, lost = function_losses(found, SingleSlot(found), 1.5 * known, 1024)
+    lost, _ = function_losses(found, SingleSlot(found), 1.5 * known, 1024)
     np.testing.assert_allclose(lost.attainable, 1 / 27, rtol=1e-3)
     assert lost.relative > 0.99
 
@@ -182,12 +209,29 @@ def test_reserve_price():
     assert (report.bid_function(0.1) < 0.25).all()
 
 
-def test_missed_targets_are_told():
+def test_missed_targets_are_told_and_owed():
+    """Won 0.25 for 0.25 where half was due; nothing within the target can be had for 1 a click."""
     found = game(2, objective="value", roi=2.0)
     values = found.values(4)
     outcome = np.full((1, 4), 0.5), np.full((1, 4), 0.25)
     lost = losses(found, values, outcome, (np.ones((1, 1)), np.ones((1, 1))))
     np.testing.assert_allclose(lost.violation, (2 * 0.25 - 0.25) / 0.25)
+    np.testing.assert_allclose(lost.owed, 0.25)
+    np.testing.assert_allclose(lost.gain, 0.25)
+    assert lost.relative == np.inf
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.0, 1.02, 1.1])
+def test_bids_are_measured_as_they_are(scale):
+    """Two value maximizers bid v at target 1; whoever bids more owes, whoever bids less gains."""
+    found = game(2, objective="value")
+    bids = scale * 0.9 * np.linspace(0, 1, POINTS)[None]
+    wide = replace(found, top=np.array([2.0]), roi=np.array([1 / 0.9]))
+    lost, factor = function_losses(wide, SingleSlot(wide), bids, 2048)
+    # E[v x] = 1/3 and roi E[p] = scale/3 whatever both bid in proportion to their values
+    np.testing.assert_allclose(lost.violation, max(scale - 1, 0), atol=1e-3)
+    assert (lost.gain > 5e-3) == (scale != 1.0)
+    assert (factor < 0.999) == (scale > 1) and (factor > 1.001) == (scale < 1)
 
 
 # --- bid functions ------------------------------------------------------------------------------
@@ -208,9 +252,26 @@ def test_purified_functions_bid_the_same_distribution(rng):
 def test_smoothing_keeps_cubics_and_order():
     u = (np.arange(100) + 0.5) / 100
     np.testing.assert_allclose(
-        smoothed((u**3)[None], 1)[0], np.linspace(0, 1, POINTS) ** 3, atol=1e-9
+        smoothed((u**3)[None], 32)[0], np.linspace(0, 1, POINTS) ** 3, atol=1e-9
     )
-    assert (np.diff(smoothed(np.sin(9 * u)[None], 4)) >= 0).all()
+    assert (np.diff(smoothed(np.sin(9 * u)[None], 128)) >= 0).all()
+
+
+@pytest.mark.parametrize(("values", "bid_cells"), [(4, 2), (4, 512), (9, 64), (128, 128)])
+def test_smoothing_of_any_grid(values, bid_cells):
+    u = (np.arange(values) + 0.5) / values
+    found = smoothed(u[None], bid_cells)[0]
+    np.testing.assert_allclose(found, np.linspace(0, 1, POINTS), atol=1e-9)
+
+
+def test_what_stands_for_a_strategy_depends_on_its_grid_only():
+    """The same spline whatever is measured, and an unsmoothed strategy that loses more."""
+    reports = [solve_bayesian(FIRST_PRICE, single_item(n), Uniform()) for n in (3, 10)]
+    spline = {report.produced_by["bid function"] for report in reports}
+    assert spline == {"cubic spline of mean bids, 32 bid cells a piece"}
+    for report in reports:
+        assert (report.unsmoothed_loss > 10 * report.continuous_loss).all()
+        assert (report.grid_loss < 1e-4).all()
 
 
 @quick
@@ -232,7 +293,7 @@ def test_report_of_unequal_bidders():
     assert report.bid_function(0.7).shape == (2,)
     assert report.bid_function([0.2, 0.7, 1.2]).shape == (2, 3)
     assert (np.diff(report.bids, axis=1) >= 0).all()
-    assert report.max_relative_utility_loss < 2e-3 and report.status == "converged"
+    assert report.continuous_loss.max() < 2e-3 and report.status == "converged"
     assert report.exploitability < 1e-3 and report.seconds > 0
     assert report.produced_by["outcomes"] == "exact" and report.produced_by["rounds"] == 400
     assert bid_functions(report).axes
@@ -275,7 +336,7 @@ def test_same_seed_same_bids(learner):
 
 def test_mosaic_is_truthful_and_value_maximizers_stretch():
     report = solve_bayesian(
-        make_mechanism("mosaic", tau=0.1), single_item(2), Uniform(), "dual-averaging",
+        make_mechanism("mosaic", tau=0.3), single_item(2), Uniform(), "dual-averaging",
         ("utility", "value"), 1.5, rounds=150, samples=256, check_samples=2048,
     )  # fmt: skip
     assert distance(report, lambda v: v, 0) < 0.01
@@ -283,7 +344,10 @@ def test_mosaic_is_truthful_and_value_maximizers_stretch():
     values = np.linspace(0.1, 0.6, 6)
     stretched = values * report.stretch[1] / 1.5
     np.testing.assert_allclose(report.bid_function(values)[1], stretched, atol=0.02)
-    assert report.stretch[1] > 1.1 and report.roi_violation[1] < 1e-6
+    assert report.stretch[1] > 1.1 and not report.at_cap.any()
+    # bids as they are, to the accuracy of 256 samples a round
+    assert report.roi_violation[1] < 5e-3
+    np.testing.assert_allclose(report.target_factor, 1, atol=0.01)
 
 
 def test_learners_agree_where_no_closed_form_is_known():
@@ -296,15 +360,24 @@ def test_learners_agree_where_no_closed_form_is_known():
     values = np.linspace(0, 2, 50)
     apart = grid.bid_function(values) - network.bid_function(values)
     assert np.sqrt((apart**2).mean()) < 0.03
-    assert max(grid.max_relative_utility_loss, network.max_relative_utility_loss) < 2e-3
+    assert max(grid.continuous_loss.max(), network.continuous_loss.max()) < 2e-3
 
 
 def test_status_by_what_the_bids_did():
     t = np.linspace(0, 8 * np.pi, 100)[:, None, None]
     top = np.ones(1)
-    assert status_of(np.full((100, 1, 3), 0.4), top) == "converged"
-    assert status_of(0.5 + 0.2 * np.sin(t) * np.ones((1, 1, 3)), top) == "cycling"
-    assert status_of(t / 30 * np.ones((1, 1, 3)), top) == "drifting"
+    still = np.full((100, 1, 3), 0.4)
+    assert status_of(still, top, 1e-3) == "converged" and status_of(still, top, 0.5) == "stalled"
+    assert status_of(0.5 + 0.2 * np.sin(t) * np.ones((1, 1, 3)), top, 0.0) == "cycling"
+    assert status_of(t / 30 * np.ones((1, 1, 3)), top, 0.0) == "drifting"
+
+
+def test_bids_that_hardly_move_are_no_equilibrium():
+    report = solve_bayesian(
+        FIRST_PRICE, single_item(2), Uniform(), "gradient", steps=40, learning_rate=1e-6
+    )
+    assert report.status == "stalled" and report.continuous_loss.max() > 0.9
+    assert "no equilibrium" in bid_functions(report).axes[0].get_title("left")
 
 
 @pytest.mark.parametrize(
@@ -320,6 +393,15 @@ def test_status_by_what_the_bids_did():
         ({"top": [1.0, -1.0]}, "top"),
         ({"prior": 3.0}, "Uniform"),
         ({"samples": 0}, "samples"),
+        ({"samples": 1.5}, "samples"),
+        ({"value_cells": 3}, "value_cells"),
+        ({"rounds": 10.0}, "rounds"),
+        ({"optimism": np.inf}, "optimism"),
+        ({"weight_power": -1}, "weight_power"),
+        ({"temperature": "a"}, "temperature"),
+        ({"rate_power": 1.5}, "rate_power"),
+        ({"learner": "gradient", "dual_step": "a"}, "dual_step"),
+        ({"learner": "gradient", "steps": True}, "steps"),
         ({"learner": "gradient", "learning_rate": 0.0}, "learning_rate"),
     ],
 )

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -7,6 +8,8 @@ from matplotlib.patches import Rectangle
 
 from experiments.compare import figures, page, report, run_compare
 from mechanisms.errors import BadInput
+from mechanisms.pool import ReplyPool
+from mechanisms.registry import make_mechanism
 from tests.experiments.test_compare import SCENARIO, SMALL, once
 
 ASKED = {name: given for name, given in SMALL.items() if name not in ("seed", "learners")}
@@ -52,6 +55,31 @@ def test_another_comparison_is_not_overwritten(tmp_path):
     write(tmp_path / "out", shares=(0.0,), draws=1)
     with pytest.raises(BadInput, match="holds another comparison"):
         write(tmp_path / "out", shares=(1.0,), draws=1)
+
+
+def test_the_note_says_what_was_measured_and_on_which_replies():
+    found = once()
+    words = page.note(found)
+    assert "keep mixtures (hedge)" in words and "one bid at a time (gradient), the last" in words
+    assert "All mechanisms trade on the same requests and replies." in words
+    assert "show at most: vcg 1." in words and "same auction" not in words
+    assert page._pool_facts(found)[0][0] == "Replies"
+    pool = found.setting.pools["mosaic"]
+    own = ReplyPool.from_arrays(pool.ctr / 2, quality=pool.quality, ads=pool.ads)
+    arms = {name: make_mechanism(name) for name in ("gsp", "vcg")} | found.setting.mechanisms
+    pools = {**dict.fromkeys(arms, pool), "gsp": own}
+    frame = found.frame.with_columns(
+        mechanism=pl.col("mechanism").replace("mosaic", "gsp"),
+        first_best=pl.when(pl.col("mechanism") == "mosaic").then(2.0).otherwise(3.0),
+    )
+    setting = replace(found.setting, mechanisms=arms, pools=pools)
+    words = page.note(report.Comparison(frame, setting))
+    assert "not all with the same replies: those of gsp; those of vcg, mosaic." in words
+    assert "gsp 1, vcg 1" in words and "gsp and vcg are the same auction wherever" in words
+    facts = page._pool_facts(report.Comparison(frame, setting))
+    assert {name.split(":")[0] for name, _ in facts} == {"gsp", "vcg, mosaic"}
+    best = page._first_best(report.Comparison(frame, setting))
+    assert best.startswith("gsp: 2.00; vcg, mosaic: 3.00 money per request")
 
 
 def test_verdicts_tell_paired_changes_and_convergence():

@@ -28,7 +28,11 @@ def matrix_game(first, second):
         np.array([second[s, :] for s, _ in profiles]),
     )
     payoffs = np.stack([first.ravel(), second.ravel()], axis=1)
-    return EmpiricalGame(roles, profiles, payoffs, deviations, tuple(map(np.ones_like, deviations)))
+    support = tuple(map(np.ones_like, deviations))
+    greatest = tuple(
+        (each - payoffs[:, [k]]) / np.abs(payoffs[:, k]).max() for k, each in enumerate(deviations)
+    )
+    return EmpiricalGame(roles, profiles, payoffs, deviations, support, greatest)
 
 
 def ends(game):
@@ -38,6 +42,7 @@ def ends(game):
 def test_prisoners_dilemma_has_one_pure_equilibrium_and_one_sink():
     game = matrix_game([[3, 0], [5, 1]], [[3, 5], [0, 1]])
     assert ends(game) == [[(1, 1)]]
+    assert game.profiles[game.equilibria].tolist() == [[1, 1]]
     (nash,) = game.nash()
     assert nash.pure and nash.payoffs == pytest.approx((1, 1))
 
@@ -45,6 +50,7 @@ def test_prisoners_dilemma_has_one_pure_equilibrium_and_one_sink():
 def test_matching_pennies_cycles_and_is_played_half_and_half():
     game = matrix_game([[1, -1], [-1, 1]], [[-1, 1], [1, -1]])
     (cycle,) = ends(game)
+    assert game.equilibria == []
     assert sorted(cycle) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     (nash,) = game.nash()
     assert not nash.pure
@@ -71,6 +77,49 @@ def test_gains_below_the_tolerance_are_no_edges():
     game = matrix_game([[1, 1], [1.0005, 1.0005]], [[1, 1], [1, 1]])
     assert game.graph().number_of_edges() == 0
     assert len(ends(game)) == 4
+    assert len(game.equilibria) == 1  # all with the same payoffs, up to the tolerance
+
+
+def test_what_a_role_gains_on_average_its_members_need_not():
+    """At a profile without a gain on average a single member may gain: it is no equilibrium."""
+    game = small_game("first-price")
+    vm = game.people.value_maximizer
+    learned = 0.9 * game.people.truthful_bids
+    roles = [role(game, str(k), np.flatnonzero(vm == k), learned) for k in (False, True)]
+    found = empirical_game(game, roles, learned, np.random.default_rng(0))
+    resting = {nodes[0] for nodes in sinks(found.graph()) if len(nodes) == 1}
+    for p in range(len(found.profiles)):
+        bids = learned.copy()
+        for each, s in zip(roles, found.profiles[p], strict=True):
+            bids[each.members] = each.bids[each.members, s]
+        gains = [
+            worth(game, bids, each.bids[:, s], i) - worth(game, bids, bids, i)
+            for each in roles
+            for i in each.members
+            for s in range(len(each.names))
+        ]
+        greatest = max(each[p].max() for each in found.greatest)
+        assert (greatest <= 1e-9) == (max(gains) <= 1e-9)
+    assert set(found.equilibria) <= resting
+
+
+def worth(game, bids, others, i):
+    """What i gets if it plays its bid of `others`."""
+    bids = bids.copy()
+    bids[i] = others[i]
+    value, paid = (x[0, i] for x in game.outcome(bids[None]))
+    if not game.people.value_maximizer[i]:
+        return value - paid
+    return value - PENALTY * max(game.people.target_roi[i] * paid - value, 0)
+
+
+def test_learned_bids_that_repeat_a_multiple_are_no_strategy_of_their_own():
+    game = small_game("mosaic")
+    truthful = game.people.truthful_bids
+    assert LEARNED not in role(game, "a", [0, 2], 1.0004 * truthful).names
+    assert LEARNED in role(game, "a", [0, 2], 1.01 * truthful).names
+    mixed = truthful * np.where(np.arange(len(truthful)) == 2, 0.5, 1.0)
+    assert LEARNED in role(game, "a", [0, 2], mixed).names
 
 
 def test_payoffs_are_those_of_the_pool_and_nash_is_an_equilibrium():

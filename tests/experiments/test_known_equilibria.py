@@ -1,10 +1,13 @@
 """Known equilibria, found again by learners; and that what is known is right."""
 
+from dataclasses import replace
+
 import numpy as np
+import polars as pl
 import pytest
 
 from agents.learners.base import Population
-from experiments.bayesian import known
+from experiments.bayesian import figures, known, page, solve_bayesian
 from experiments.bayesian.anarchy import anarchy_pool, iterate_best_responses
 from experiments.bayesian.closed_forms import (
     gibbs_first_price,
@@ -27,36 +30,36 @@ def rng():
 
 @pytest.fixture(scope="module", autouse=True)
 def warm():
-    known.first_price_row(2, "dual-averaging", rng())
+    known.first_price_row(2, "dual-averaging", 0)
 
 
 @pytest.mark.parametrize("n", known.BIDDERS)
 def test_first_price_by_dual_averaging(n):
-    row = known.first_price_row(n, "dual-averaging", rng())
+    row = known.first_price_row(n, "dual-averaging", 0)
     assert row.met, row
 
 
 @pytest.mark.parametrize("n", known.BIDDERS)
 def test_first_price_by_gradient(n):
-    row = known.first_price_row(n, "gradient", rng())
+    row = known.first_price_row(n, "gradient", 0)
     assert row.met, row
 
 
 @pytest.mark.parametrize("mechanism", ["vcg", "gsp"])
 def test_second_price_is_truthful(mechanism):
-    row = known.second_price_row(mechanism, "dual-averaging", rng())
+    row = known.second_price_row(mechanism, "dual-averaging", 0)
     assert row.met, row
 
 
 @pytest.mark.slow
 def test_second_price_is_truthful_by_gradient():
-    row = known.second_price_row("vcg", "gradient", rng())
+    row = known.second_price_row("vcg", "gradient", 0)
     assert row.met, row
 
 
 @pytest.mark.parametrize("roi", [1.0, 1.5])
 def test_utility_against_value_maximizer(roi):
-    for row in known.utility_against_value_rows(roi, rng()):
+    for row in known.utility_against_value_rows(roi, 0):
         assert row.met, row
 
 
@@ -70,9 +73,9 @@ def test_closed_form_of_utility_against_value_maximizer(roi):
     )  # fmt: skip
     u = np.linspace(0, 1, POINTS)
     bids = np.stack([function(u) for function in functions])
-    scaled, lost = function_losses(game, SingleSlot(game), bids, 2048)
-    assert lost.relative.max() < 1e-4
-    np.testing.assert_allclose(scaled, bids, rtol=1e-4, atol=1e-9)
+    lost, factor = function_losses(game, SingleSlot(game), bids, 2048)
+    assert lost.relative.max() < 1e-4 and lost.violation.max() < 1e-4
+    np.testing.assert_allclose(factor, 1, rtol=1e-4)
     assert stretch > 1
 
 
@@ -87,7 +90,7 @@ def test_uniform_pair_of_equals_is_half():
     ("learner", "parameters"), [("gradient", {"rounds": 600}), ("hedge", {"rounds": 2000})]
 )
 def test_fixed_values_under_gibbs_allocations(learner, parameters):
-    for row in known.fixed_value_rows(learner, parameters, rng()):
+    for row in known.fixed_value_rows(learner, parameters, 0):
         assert row.met, row
 
 
@@ -146,8 +149,64 @@ def test_bad_instances_are_refused():
         utility_against_value(-1.0)
 
 
+def test_a_value_maximizer_is_measured_unscaled(monkeypatch):
+    """Bids scaled up by 5 % miss the target and say so: the row is not met."""
+
+    def solved(*args, **parameters):
+        report = solve_bayesian(*args, **parameters)
+        game = BayesianGame.of(*args[:3], args[4], args[5])
+        bids = report.bids * [[1.0], [1.05]]
+        lost, factor = function_losses(game, SingleSlot(game), bids, 1024)
+        return replace(report, roi_violation=lost.violation, target_factor=factor)
+
+    assert known.utility_against_value_rows(1.0, 0)[0].met
+    monkeypatch.setattr(known, "solve_bayesian", solved)
+    row = known.utility_against_value_rows(1.0, 0)[0]
+    assert not row.met and row.report.roi_violation[1] > 0.01
+    np.testing.assert_allclose(row.report.target_factor[1], 1 / 1.05, rtol=1e-3)
+
+
+def test_page_draws_the_solves_of_its_table(monkeypatch, tmp_path):
+    for name, fewer in (("BIDDERS", (2,)), ("TARGETS", (1.0,)), ("EPSILONS", (0.2,))):
+        monkeypatch.setattr(known, name, fewer)
+    monkeypatch.setattr(known, "FINE", {"rounds": 60})
+    monkeypatch.setattr(known, "fixed_value_rows", lambda *args: [])
+    drawn, solves = {}, []
+    for name in ("first_price", "utility_maximizer_against_value_maximizer"):
+        monkeypatch.setattr(figures, name, noted(drawn, name, getattr(figures, name)))
+    monkeypatch.setattr(known, "solve_bayesian", lambda *a, **k: kept(solves, *a, **k))
+    path = page.write_known(3, tmp_path / "known", lambda words: None)
+    assert path.exists()
+    mixed = drawn["utility_maximizer_against_value_maximizer"][1.0]
+    shown = [mixed, *(by_n[2] for by_n in drawn["first_price"].values())]
+    assert all(any(report is solved for solved in solves) for report in shown)
+    table = pl.read_parquet(tmp_path / "known" / "known.parquet")
+    l2 = known.distance(mixed, utility_against_value(1.0)[0])
+    assert f"UM {l2:.4f}" in table.filter(pl.col("name").str.ends_with(": bids"))["found"][0]
+
+
+def noted(drawn, name, plot):
+    def draw(reports):
+        drawn[name] = reports
+        return plot(reports)
+
+    return draw
+
+
+def kept(solves, *args, **parameters):
+    few = {"steps": 30} if "gradient" in args else {}
+    solves.append(solve_bayesian(*args, **parameters, **few))
+    return solves[-1]
+
+
+def test_rows_do_not_depend_on_one_another():
+    alone, again = (known.second_price_row("vcg", "dual-averaging", 0) for _ in range(2))
+    assert alone.found == again.found
+    assert alone.report.bids.tobytes() == again.report.bids.tobytes()
+
+
 def test_table_and_figures():
-    rows = [known.anarchy_row(0.2), known.first_price_row(2, "dual-averaging", rng())]
+    rows = [known.anarchy_row(0.2), known.first_price_row(2, "dual-averaging", 0)]
     assert known.table(rows).count("\n") == 3
     auction = make_mechanism("first-price")
     report = known.solve_bayesian(auction, known.single_item(2), Uniform(), rounds=50)
@@ -156,3 +215,4 @@ def test_table_and_figures():
         auction, known.single_item(2), Uniform(), objective=("utility", "value"), rounds=50
     )
     assert len(utility_maximizer_against_value_maximizer({1.0: mixed}).axes) == 1
+    assert "report" not in rows[1].entry() and rows[1].entry()["met"] == rows[1].met

@@ -127,7 +127,7 @@ def test_the_same_inquiry_is_replaced_and_a_failure_leaves_it(tmp_path):
 def test_another_inquiry_is_refused(tmp_path, other):
     folder = write(tmp_path / "out").parent
     check_folder(folder, SUBJECT)
-    with pytest.raises(BadInput, match=f"holds another {other.kind}"):
+    with pytest.raises(BadInput, match=f"holds another {SUBJECT.kind}"):
         check_folder(folder, other)
 
 

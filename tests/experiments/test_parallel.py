@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import parallel
-from experiments.parallel import JobFailed, Kept, run_all, stream
+from experiments.parallel import JobFailed, Kept, check_executor, run_all, stream
 from mechanisms.errors import BadInput
 from tests.experiments import parallel_jobs as jobs
 
@@ -24,11 +24,13 @@ def test_results_depend_on_the_job_alone():
     assert len({tuple(each) for each in found}) == len(SOME)
 
 
+@pytest.mark.slow  # as on Ray, below
 def test_processes_give_what_serial_gives():
     found = run_all(jobs.draw, SOME, SHARED, executor="processes", workers=2)
     assert found == run_all(jobs.draw, SOME, SHARED)
 
 
+@pytest.mark.slow  # by default test_compare shows the same bytes on Ray
 def test_ray_gives_what_serial_gives():
     pytest.importorskip("ray")
     found = run_all(jobs.draw, SOME, SHARED, executor="ray", workers=2)
@@ -47,14 +49,16 @@ def test_workers_are_other_processes_with_one_thread_each(monkeypatch):
 @pytest.mark.parametrize("executor", ["serial", "processes"])
 def test_a_failing_job_names_itself(executor):
     with pytest.raises(JobFailed, match="job 2, gsp: ValueError: two is too many") as failed:
-        run_all(jobs.fail_at_two, [(1, "gsp"), (2, "gsp"), (3, "gsp")], executor=executor)
+        run_all(
+            jobs.fail_at_two, [(1, "gsp"), (2, "gsp"), (3, "gsp")], executor=executor, workers=1
+        )
     assert "fail_at_two" in failed.value.__notes__[0]
 
 
 @pytest.mark.parametrize("executor", ["serial", "processes"])
 def test_bad_input_stays_bad_input(executor):
     with pytest.raises(BadInput, match="job mosaic: tau is -1"):
-        run_all(jobs.refuse, [("mosaic",)], executor=executor)
+        run_all(jobs.refuse, [("mosaic",)], executor=executor, workers=1)
 
 
 def test_a_worker_that_dies_is_said_so():
@@ -151,6 +155,17 @@ def test_bad_input():
             run_all(jobs.draw, SOME, SHARED, **wrong)
     with pytest.raises(BadInput, match="listed twice"):
         run_all(jobs.draw, [("a",), ("a",)], SHARED)
+
+
+def test_executors_are_checked_before_there_is_work(monkeypatch):
+    for wrong in ({"executor": "threads"}, {"executor": "serial", "workers": 0}):
+        with pytest.raises(BadInput):
+            check_executor(**wrong)
+    check_executor("processes", 1)
+    with monkeypatch.context() as hidden:
+        hidden.setitem(sys.modules, "ray", None)
+        with pytest.raises(BadInput, match="not installed"):
+            check_executor("ray")
 
 
 def test_no_jobs_no_workers():

@@ -117,8 +117,14 @@ def test_observations_tell_what_they_say():
         assert all(env.observation_space(agent).contains(row) for row in rows)
         assert len(rows[0]) == len(OBSERVED)
         np.testing.assert_allclose([row[6] for row in rows], 1 - np.arange(13) / 12, atol=1e-6)
-        np.testing.assert_allclose([row[0] for row in rows], [0] + 12 * [1.25])
-    frame = env.market.ledger.advertisers_frame().filter(round=11)
+    frame = env.market.ledger.advertisers_frame()
+    truthful = env.market.groups[0].learner.population.truthful_bids
+    bids = np.array([step[0][a][0] for step in history for a in env.possible_agents])
+    expected = frame["bid"].to_numpy().reshape(12, 4) / truthful
+    np.testing.assert_allclose(bids.reshape(13, 4)[1:], expected, rtol=1e-6)
+    # what was asked for, until a budget is gone
+    assert set(np.unique(expected.round(9))) == {0.0, 1.25} and (bids[:4] == 0).all()
+    frame = frame.filter(round=11)
     last = np.array([history[-1][0][agent] for agent in env.possible_agents])
     value = frame["value"].to_numpy()
     np.testing.assert_allclose(last[:, 2] * 6, frame["clicks"], rtol=1e-6)
@@ -126,6 +132,19 @@ def test_observations_tell_what_they_say():
     budget = env.market.budgets
     left = np.where(np.isfinite(budget), 1 - frame["spend"].to_numpy() / budget, 1)
     np.testing.assert_allclose(last[:, 5], left, rtol=1e-5, atol=1e-7)
+
+
+def test_money_that_the_platform_pays_is_seen():
+    mechanism = make_mechanism("mosaic", tau=0.3, settlement="realised")
+    env = MarketEnv(scenario_of(rounds=30), mechanism=mechanism)
+    history = episode(env, 2)
+    charges = env.market.ledger.advertisers_frame()["charge"].to_numpy().reshape(30, 4)
+    assert (charges < 0).any()
+    values = env.market.values
+    seen = np.array([[step[0][a][3] for a in env.possible_agents] for step in history[1:]])
+    np.testing.assert_allclose(seen, charges / 6 / values, rtol=1e-5, atol=1e-8)
+    for step in history:
+        assert all(env.observation_space(a).contains(step[0][a]) for a in env.possible_agents)
 
 
 def test_bad_actions_and_settings_are_refused():
@@ -137,7 +156,15 @@ def test_bad_actions_and_settings_are_refused():
         env.step({agent: [1.0] for agent in env.agents[:3]})
     with pytest.raises(BadInput, match="one finite bid multiple"):
         env.step({agent: [np.nan] for agent in env.agents})
-    for bad, message in (({"signal": "loud"}, "realised"), ({"roi_price": -1.0}, "roi_price")):
+    for action in ("loud", [[1.0], [1.0, 2.0]], None, [1.0, 2.0]):
+        with pytest.raises(BadInput, match="advertiser_0: an action is one finite"):
+            env.step(dict.fromkeys(env.agents, action))
+    for bad, message in (
+        ({"signal": "loud"}, "realised"),
+        ({"roi_price": -1.0}, "roi_price"),
+        ({"roi_price": np.nan}, "roi_price"),
+        ({"roi_price": "fixed"}, "moving"),
+    ):
         with pytest.raises(BadInput, match=message):
             MarketEnv(scenario_of(), **bad)
     with pytest.raises(BadInput, match="episodes"):
@@ -170,3 +197,62 @@ def test_policies_trained_through_it_move_towards_the_best_response(signal):
     assert away[-1] < (0.1 if signal == "expected" else 0.25)
     assert away[-1] < 0.4 * away[0]
     assert trained.rewards[-3:].mean() > trained.rewards[:3].mean()
+
+
+class Rochet:
+    """Two utility maximizers and a value maximizer under Mosaic, and where they best respond."""
+
+    def __init__(self):
+        self.pool = ReplyPool.synthetic(12, 12, 3, np.random.default_rng(7), advertisers=3)
+        self.mechanism = make_mechanism("mosaic", tau=0.3)
+        population = [
+            {"objective": "utility", "count": 2, "value": [1.0, 2.0]},
+            {"objective": "value", "count": 1, "value": 1.5, "target_roi": 1.3},
+        ]
+        self.scenario = scenario_of(rounds=100, requests_per_round=24, population=population)
+        values = np.array([spec.value for spec in self.scenario.advertisers])
+        vm = np.array([spec.objective == "value" for spec in self.scenario.advertisers])
+        people = Population(values, vm, np.where(vm, 1.3, 1.0), np.full(3, np.inf))
+        found = best_responses(self.mechanism, self.pool, people)
+        assert found.converged
+        [self.who] = np.flatnonzero(vm)
+        self.multiple = (found.bids / people.truthful_bids)[self.who]
+
+    def trained(self, roi_price, episodes):
+        """The value maximizer's median bid multiples by episode, and its last ROI over target."""
+        given = {"pool": self.pool, "mechanism": self.mechanism, "signal": "expected"}
+        env = MarketEnv(self.scenario, roi_price=roi_price, **given)
+        medians = train_reinforce(env, episodes, np.random.default_rng(1)).medians
+        return medians[:, self.who], env.market.account.roi[0, self.who] / 1.3
+
+
+def test_a_moving_price_trains_value_maximizers_to_their_best_response():
+    market = Rochet()
+    assert market.multiple > 2  # far from the truthful bid, where training starts
+    medians, _ = market.trained("moving", 100)
+    # play circles around it, closer and closer
+    assert medians[50:].mean() == pytest.approx(market.multiple, rel=0.1)
+
+
+def test_a_fixed_price_does_so_only_if_it_is_the_shadow_price():
+    """Rochet payments make a utility maximizer of value w bid w = v (1 + λ) / (λ τ)."""
+    market = Rochet()
+    shadow = 1 / (market.multiple - 1)
+    for factor in (0.5, 1.0, 10.0):
+        medians, roi = market.trained(factor * shadow, 25)
+        price = factor * shadow
+        assert medians[15:].mean() == pytest.approx((1 + price) / price, rel=0.15)
+        met = {0.5: roi < 0.95, 1.0: abs(roi - 1) < 0.1, 10.0: roi > 1.5}
+        assert met[factor], roi
+
+
+def test_moving_prices_go_on_only_where_told_to():
+    env = MarketEnv(scenario_of(), roi_price="moving")
+    episode(env, 1, multiple=3.0)
+    moved = env.roi_prices.copy()
+    vm = np.array([spec.objective == "value" for spec in env.scenario.advertisers])
+    assert (moved[~vm] == 0).all() and (moved[vm] != 1).any()
+    env.reset(seed=2, options={"keep_prices": True})
+    np.testing.assert_array_equal(env.roi_prices, moved)
+    env.reset(seed=2)
+    np.testing.assert_array_equal(env.roi_prices, vm)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
-from mechanisms.kernels import VARIABLE, kernel, sparse, threads
+from mechanisms.kernels import VARIABLE, elementary, kernel, sparse, threads
+from mechanisms.kernels.gibbs_numba import DECLARED
+from mechanisms.llm_auction.ideal import IdealLLMAuction
 from mechanisms.mosaic import Mosaic
 from mechanisms.pool import ReplyPool
 from mechanisms.registry import make_mechanism
-from mechanisms.slots import FirstPrice
+from mechanisms.slots import GSP, VCG, FirstPrice
 from tests.mechanisms.pools import VARIANTS, generators, markets, pools, quick, taus, variant
 
 GIBBS = {
@@ -185,6 +188,39 @@ def test_same_bytes_whatever_the_number_of_threads(key):
                 np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.parametrize("key", ["mosaic", "mosaic-cold", "ideal"])
+def test_same_bytes_alone_or_in_a_batch(key):
+    """Whichever of a vector's numbers a request's exponentials and logarithms are."""
+    rng = np.random.default_rng(5)
+    pool = ReplyPool.synthetic(150, 11, 5, rng, mention_rate=0.9)
+    bids, grid = rng.random((150, 5)), rng.random((150, 5, 3))
+    mechanism = variant(key)
+    batch = outcomes(mechanism, pool, bids, grid)
+    for b in range(150):
+        alone = outcomes(mechanism, pool.take([b]), bids[b : b + 1], grid[b : b + 1])
+        for mine, theirs in zip(alone, batch, strict=True):
+            np.testing.assert_array_equal(mine[0], theirs[b])
+
+
+def test_exponentials_and_logarithms():
+    """To the last bits of NumPy's, and each the same wherever it stands."""
+    rng = np.random.default_rng(0)
+    power = np.empty(1003)
+    for compute, reference, values in (
+        (elementary.exp, np.exp, rng.uniform(-700, 700, 1003)),
+        (elementary.exp, np.exp, rng.normal(0, 1e-3, 1003)),
+        (elementary.log, np.log, np.exp(rng.uniform(-700, 700, 1003))),
+        (elementary.log, np.log, 1 + rng.normal(0, 1e-3, 1003)),
+    ):
+        found = values.copy()
+        compute(found, power)
+        np.testing.assert_allclose(found, reference(values), rtol=1e-15, atol=0)
+        for first, last in ((1, 1003), (500, 501), (996, 1003)):
+            part = values[first:last].copy()
+            compute(part, power)
+            np.testing.assert_array_equal(part, found[first:last])
+
+
 def _report(pool, bids, sender):
     with many_threads(2):
         sender.send(Mosaic(0.1).allocate(pool, bids).payments)
@@ -290,6 +326,75 @@ def test_rules_of_ones_own_are_not_replaced_by_compiled_ones():
     assert Dearer(0.1).compiled_payments is Dearer(0.1).compiled_charges is None
     assert Charity(0.1).compiled_payments is not None
     assert Charity(0.1).compiled_charges is None
+
+
+class Fifth:
+    """A mixin that charges 5 % too much."""
+
+    def expected_payments(self, declared, log_z, log_z_without):
+        return 1.05 * super().expected_payments(declared, log_z, log_z_without)
+
+
+class Half:
+    """A mixin that halves what a slot auction charges."""
+
+    def auction(self, pool, sets, bids):
+        winner, payments = super().auction(pool, sets, bids)
+        return winner, payments / 2
+
+
+class Third:
+    """A mixin whose outcome costs a third, whatever the payment rule."""
+
+    def allocate(self, pool, bids):
+        found = super().allocate(pool, bids)
+        return replace(found, payments=found.payments / 3)
+
+
+class Named(Mosaic):
+    """A payment rule and the compiled one for it."""
+
+    compiled_payments = DECLARED
+
+    def expected_payments(self, declared, log_z, log_z_without):
+        return declared
+
+
+@pytest.mark.parametrize(
+    ("mixin", "parent", "factor"),
+    [
+        (Fifth, Mosaic(0.1), 1.05),
+        (Fifth, IdealLLMAuction(0.1), 1.05),
+        (Third, Mosaic(0.1), 1 / 3),
+        (Half, FirstPrice(slots=2), 0.5),
+        (Half, VCG(), 0.5),
+        (Third, GSP(slots=2), 1 / 3),
+    ],
+)
+@pytest.mark.parametrize("name", ["numba", "numpy"])
+def test_rules_of_a_mixin_count_too(mixin, parent, factor, name):
+    rng = np.random.default_rng(0)
+    pool = ReplyPool.synthetic(6, 5, 3, rng)
+    index, bids, grids = np.arange(6)[None], rng.random((1, 3)), rng.random((3, 4))
+    mixed = type("Mixed", (mixin, type(parent)), {})(**vars(parent))
+    heir = type("Heir", (type(mixed),), {})(**vars(parent))
+    with using(name):
+        for own in (mixed, heir):
+            for asked in (
+                lambda m: m.allocate(pool, bids[0]).payments,
+                lambda m: m.counterfactual(pool, bids[0], np.tile(grids, (6, 1, 1)))[1],
+                lambda m: m.counterfactual_sums(pool, index, bids, grids)[1],
+            ):
+                agree(asked(own), factor * asked(parent), 1.0, 0.0)
+
+
+def test_a_compiled_rule_is_named_by_who_knows_the_payments():
+    assert Named(0.1).compiled_payments == DECLARED
+    stray = type("Stray", (type("Rule", (), {"compiled_payments": DECLARED}), Mosaic), {})
+    assert stray(0.1).compiled_payments is None
+    mixed = type("Mixed", (Fifth, Named), {})
+    assert mixed(0.1).compiled_payments is None
+    assert Mosaic(0.1).compiled_payments is not None
 
 
 def test_sums_refuse_requests_that_are_not_there():

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mechanisms.mosaic import Mosaic
 from mechanisms.pool import ReplyPool
 from mechanisms.slots import RenderableSets, stand_alone_ctr
 from tests.mechanisms.pools import pools, quick
@@ -90,6 +91,18 @@ def test_derives_once_for_all_that_is_taken(pool):
     assert len(seen) == 1 and seen[0] is pool
     # another pool, even of the same arrays, derives its own
     assert replace(pool).derived("key", compute) is not first
+
+
+def test_forgets_what_was_asked_for_longest_ago(pool):
+    made = []
+    for tau in range(1, 1000):
+        # one that is asked for all the time is not forgotten, however old
+        pool.derived("shelf", lambda _: made.append("shelf"))
+        pool.derived(Mosaic(tau), lambda _: made.append("candidates"))
+    assert made.count("shelf") == 1
+    assert made.count("candidates") == 999
+    assert len(vars(pool)["_derived"]) < 50
+    pool.derived(Mosaic(999), lambda _: pytest.fail("forgotten"))
 
 
 def test_refuses_what_a_pool_refuses(pool):
