@@ -16,7 +16,7 @@ from itertools import pairwise
 import numba
 
 # Below this much work, in units of about a nanosecond, a second thread costs more than it saves.
-_WORTH = 200_000
+_WORTH = 500_000
 # Parts a thread: whoever is free takes the next, so that a busy core does not keep all waiting.
 _PARTS = 8
 
