@@ -13,7 +13,7 @@ from mechanisms.errors import BadInput
 from tests.agents.learning import R, learner_of, people, play, smooth_market
 
 PAGE = Path(__file__).parents[2] / "docs" / "learners.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+BLOCKS = re.findall(r"```(?:python|text)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture
