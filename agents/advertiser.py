@@ -6,12 +6,10 @@ the market writes the bids of a round into one (R, N) array of which each advert
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import ClassVar, Literal
 
 import mesa
 import numpy as np
-from numpy.typing import ArrayLike
 
 from agents.learners.base import Learner
 from agents.tally import Tally
@@ -115,10 +113,6 @@ class Advertiser(mesa.Agent):
         self.account = account
         self._bid = bid
 
-    @abstractmethod
-    def objective(self, value: ArrayLike, payment: ArrayLike) -> Floats:
-        """How good it is to get `value` for `payment`, elementwise."""
-
     @property
     def bid(self) -> Floats:
         """(R,) bid of the current round, a read-only view."""
@@ -152,18 +146,8 @@ class UtilityMaximizer(Advertiser):
 
     kind = "utility"
 
-    def objective(self, value: ArrayLike, payment: ArrayLike) -> Floats:
-        """Value less payment."""
-        return np.asarray(value, dtype=np.float64) - payment
-
 
 class ValueMaximizer(Advertiser):
     """Maximises value, as long as every unit paid brings at least `target_roi` of it."""
 
     kind = "value"
-
-    def objective(self, value: ArrayLike, payment: ArrayLike) -> Floats:
-        """Value where the target ROI is met (to rounding), minus infinity where it is not."""
-        value = np.asarray(value, dtype=np.float64)
-        owed = self.target_roi * np.asarray(payment, dtype=np.float64)
-        return np.where(value >= owed - 1e-9 * np.abs(owed), value, -np.inf)

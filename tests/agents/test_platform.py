@@ -6,8 +6,9 @@ import mesa
 import numpy as np
 import pytest
 
-from agents import Account, Platform, UtilityMaximizer, ValueMaximizer, make_learner
+from agents import Account, Platform, UtilityMaximizer, make_learner
 from agents.learners import Population
+from agents.learners.base import meets
 from agents.tally import AMOUNTS, MEANS, Tally
 from mechanisms.pool import ReplyPool
 from mechanisms.registry import make_mechanism
@@ -111,11 +112,9 @@ def test_an_advertiser_is_a_view_on_the_market():
     np.testing.assert_allclose(who.roi, [1.6, 1.6])
 
 
-def test_objectives():
-    utility, *_ = advertiser(UtilityMaximizer)
-    np.testing.assert_array_equal(utility.objective([3, 3], [1, 4]), [2, -1])
-    value, *_ = advertiser(ValueMaximizer)
-    np.testing.assert_array_equal(value.objective([3, 3, 0], [2, 2.1, 0]), [3, -np.inf, 0])
+def test_a_target_is_met_with_equality():
+    value, payment = np.array([3.0, 3.0, 0.0]), np.array([2.0, 2.1, 0.0])
+    np.testing.assert_array_equal(meets(value, payment, 1.5), [True, False, True])
 
 
 class Fresh:
