@@ -22,6 +22,8 @@ Where bids tie, an advertiser stays with the one it has, and otherwise takes the
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import numpy as np
 
 from agents.learners.base import Feedback, Learner, Population
@@ -85,9 +87,9 @@ class GridResponse(Learner):
         state["payments"] += fresh * (payments - state["payments"])
         state["current"] = self._respond()
 
+    @abstractmethod
     def _weight(self, t: int) -> float:
         """Weight of round t in the means."""
-        raise NotImplementedError
 
     def _respond(self) -> np.ndarray:
         """(R, N) numbers of the best grid bids."""
