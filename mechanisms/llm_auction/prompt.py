@@ -1,26 +1,44 @@
 """What the Ad-LLM reads: query, profile, and a JSON list of ads with bids (arXiv 2512.10551).
 
-All of it stands in the user turn, behind two worked examples, in a form that small LLMs can follow:
-a profile beside the question is what SmolLM2-135M then writes about, so it stands far from it.
+All of it stands in the user turn. Two layouts:
+
+- `full`: task, two worked examples of the format `@Title@[Ad-ID]`, then the case. An LLM that has
+  not been trained needs it (a profile beside the question is what SmolLM2-135M then writes about,
+  so it stands far from it).
+- `compact`: the case and a line of task, a third of the tokens. What the format is, the LLM learns.
+
+How bids enter is a `PromptStyle` too, since small LLMs hardly read numbers (*bid blindness*).
 
 Ads are data. An ad enters as JSON strings on one line, so it cannot end its entry or add another;
-and without `@`, so that an LLM that recites its list of ads shows nobody. The examples' products
-are no candidates: an LLM that recites them writes a malformed mention.
+without `@`, so that an LLM that recites its list of ads shows nobody; and, where symbols stand for
+bids, without these. The examples' products are no candidates: an LLM that recites them writes a
+malformed mention.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from mechanisms.errors import BadInput
 from mechanisms.mentions import AdCopy, one_line
 from mechanisms.pool import Floats, Ints
+
+LAYOUTS = ("full", "compact")
+BID_CODES = ("digits", "ranks", "tally", "embedding")
+SYMBOLS = "数下方有件了是从取例接"
+"""One token each, in the LLMs that we know: bid levels 0, 10, ..., 100 of the code `embedding`."""
 
 _TASK = (
     "Answer questions in three short sentences of practical advice, and mention one of the listed "
     "products that fits and has a high bid, written as @title@[id]. The reader: {profile}"
+)
+_COMPACT = (
+    "Answer the question in two short sentences. Mention one of the ads that fits and has a high "
+    "bid, as @title@[id]."
 )
 # question; title, id, about and bid of each product; answer
 _EXAMPLES = (
@@ -45,23 +63,87 @@ _EXAMPLES = (
 )
 
 
-def auction_prompt(query: str, profile: str, ads: Sequence[AdCopy], bids: Sequence[float]) -> str:
-    """The user message of the Ad-LLM.
+@dataclass(frozen=True)
+class PromptStyle:
+    """How a request and its bids become a user message.
 
-    Args:
-        query: what the user asks.
-        profile: who the user is.
-        ads: n candidate ads.
-        bids: (n,) bids, of which the LLM reads `shown_bids`.
+    Attributes:
+        layout: `full` or `compact`, see the head of this module.
+        bids: `digits` 1..100; `ranks` 1 (highest) to n; `tally`, one mark for every ten of a bid;
+            or `embedding`, one symbol per bid level whose embedding is learned.
+        ordered: list the ads by falling bid (ties as given) instead of as given.
     """
-    shown = shown_bids(np.asarray(bids, dtype=np.float64)).tolist()
-    entries = [
-        (one_line(ad.title), one_line(ad.id), one_line(ad.tagline or ad.text), bid)
-        for ad, bid in zip(ads, shown, strict=True)
-    ]
-    worked = [f"{_case(asked, listed)} {answer}" for asked, listed, answer in _EXAMPLES]
-    task = _TASK.format(profile=one_line(profile))
-    return "\n\n".join([task, *worked, _case(one_line(query), entries)])
+
+    layout: str = "full"
+    bids: str = "digits"
+    ordered: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("layout", LAYOUTS), ("bids", BID_CODES)):
+            if getattr(self, name) not in known:
+                raise BadInput(
+                    f"{name} {getattr(self, name)!r} of the Ad-LLM's prompt is unknown; choose "
+                    f"{', '.join(known)}"
+                )
+
+    def message(
+        self, query: str, profile: str, ads: Sequence[AdCopy], bids: Sequence[float]
+    ) -> str:
+        """The user message of the Ad-LLM.
+
+        Args:
+            query: what the user asks.
+            profile: who the user is.
+            ads: n candidate ads.
+            bids: (n,) bids, of which the LLM reads `shown_bids`.
+        """
+        shown = shown_bids(np.asarray(bids, dtype=np.float64))
+        codes = self.codes(shown)
+        order = np.argsort(-shown, kind="stable") if self.ordered else np.arange(len(shown))
+        listed = [(ads[i], codes[i]) for i in order]
+        entries = [
+            (self._data(ad.title), self._data(ad.id), self._data(ad.tagline or ad.text), code)
+            for ad, code in listed
+        ]
+        if self.layout == "compact":
+            lines = [json.dumps([code, *each], ensure_ascii=False) for *each, code in entries]
+            case = [
+                f"Question: {self._data(query)}",
+                f"Reader: {self._data(profile)}",
+                "Ads:",
+                *lines,
+            ]
+            return "\n".join([*case, _COMPACT])
+        worked = [f"{_case(asked, self._coded(ads))} {answer}" for asked, ads, answer in _EXAMPLES]
+        task = _TASK.format(profile=self._data(profile))
+        return "\n\n".join([task, *worked, _case(self._data(query), entries)])
+
+    def codes(self, shown: Ints) -> list[int | str]:
+        """(n,) how the LLM reads bids `shown` (n,) of 1..100."""
+        if self.bids == "digits":
+            return shown.tolist()
+        if self.bids == "ranks":
+            return [1 + int((shown > bid).sum()) for bid in shown]
+        levels = np.rint(shown / 10).astype(int).tolist()
+        if self.bids == "tally":
+            return ["+ " * level for level in levels]
+        return [SYMBOLS[level] for level in levels]
+
+    def _data(self, text: str) -> str:
+        """Text of an ad, a query or a user, as it may stand in a prompt."""
+        plain = one_line(text)
+        return plain.translate(_NO_SYMBOLS) if self.bids == "embedding" else plain
+
+    def _coded(
+        self, products: Sequence[tuple[str, str, str, int]]
+    ) -> list[tuple[str, str, str, int | str]]:
+        codes = self.codes(np.array([bid for *_, bid in products]))
+        return [(*each[:3], code) for each, code in zip(products, codes, strict=True)]
+
+
+def auction_prompt(query: str, profile: str, ads: Sequence[AdCopy], bids: Sequence[float]) -> str:
+    """The user message of an Ad-LLM that has not been trained: `PromptStyle()`."""
+    return PromptStyle().message(query, profile, ads, bids)
 
 
 def shown_bids(bids: Floats) -> Ints:
@@ -75,7 +157,10 @@ def shown_bids(bids: Floats) -> Ints:
     return np.maximum(np.rint(100 * relative), 1).astype(np.int64)
 
 
-def _case(query: str, entries: Sequence[tuple[str, str, str, int]]) -> str:
+_NO_SYMBOLS = str.maketrans("", "", SYMBOLS)
+
+
+def _case(query: str, entries: Sequence[tuple[str, str, str, int | str]]) -> str:
     listed = ", ".join(
         json.dumps({"bid": bid, "about": about, "title": title, "id": id_}, ensure_ascii=False)
         for title, id_, about, bid in entries
