@@ -184,6 +184,27 @@ def compare(
 
 
 @app.command()
+def train(
+    stage: Annotated[str, typer.Argument(help="warm-start, distill, irpo or online.")],
+    scenario: ScenarioArgument = "llm-auction",
+    start: Annotated[
+        Path | None, typer.Option(help="Folder of the Ad-LLM to start from; default none.")
+    ] = None,
+    catalog: CatalogOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all that is random.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default results/train-NAME-seedSEED/STAGE.")
+    ] = None,
+) -> None:
+    """Train a scenario's Ad-LLM by one stage; the same command goes on where it was stopped."""
+    from experiments.training.stages import train as run_stage
+
+    described = _load(scenario, catalog)
+    folder = out or Path("results") / f"train-{described.name}-seed{seed}" / stage
+    print(run_stage(described, stage, seed, folder, start, _say))
+
+
+@app.command()
 def bench(
     part: Annotated[
         list[str] | None, typer.Option(help="kernel, market or llm, repeatable; default all.")

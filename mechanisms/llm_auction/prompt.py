@@ -36,10 +36,7 @@ _TASK = (
     "Answer questions in three short sentences of practical advice, and mention one of the listed "
     "products that fits and has a high bid, written as @title@[id]. The reader: {profile}"
 )
-_COMPACT = (
-    "Answer the question in two short sentences. Mention one of the ads that fits and has a high "
-    "bid, as @title@[id]."
-)
+_COMPACT = "Answer in two sentences, with one fitting ad of a high bid as @title@[id]."
 # question; title, id, about and bid of each product; answer
 _EXAMPLES = (
     (

@@ -1,0 +1,262 @@
+"""The stages of training, each from where another ended (`admarket train`).
+
+    warm-start   demonstrations of the format, whatever the bids
+    distill      replies of the ideal rule over a recorded pool, under fresh bids
+    irpo         Iterative Reward-Preference Optimisation
+    online       policy gradients straight from clicks
+
+A stage's folder holds `request.json` (what was asked for), `work/` (what a stopped run goes on
+from), and at its end `policy/` (the Ad-LLM, for `AdLLM.load`) and `stage.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.provenance import where
+from experiments.training.data import (
+    POOL_TEMPERATURE,
+    Split,
+    training_pool,
+    training_requests,
+    users_by,
+)
+from market.environment import LazyEngine
+from market.scenario import Scenario
+from market.training import TrainingSpec
+from mechanisms.errors import BadInput
+from mechanisms.llm.base import Engine
+from mechanisms.llm_auction.ad_llm import AdLLM
+from mechanisms.llm_auction.pctr import Embeddings
+from mechanisms.llm_auction.prompt import PromptStyle
+from mechanisms.llm_auction.reward import ResponseReward
+from mechanisms.llm_auction.training.irpo import IRPO, IRPOSettings
+from mechanisms.llm_auction.training.online import Online, OnlineSettings
+from mechanisms.llm_auction.training.policy import LoRA, Policy
+from mechanisms.llm_auction.training.sampling import Sampler
+from mechanisms.llm_auction.training.supervised import learn
+from mechanisms.llm_auction.training.targets import PoolTeacher
+from mechanisms.llm_auction.training.trainer import Log, Schedule
+from mechanisms.policies import Rules
+from mechanisms.pool import ReplyPool
+
+STAGES = ("warm-start", "distill", "irpo", "online")
+Say = Callable[[str], None]
+
+
+def train(
+    scenario: Scenario,
+    stage: str,
+    seed: int,
+    out: Path,
+    start: Path | None = None,
+    say: Say = lambda _: None,
+) -> Path:
+    """Run one stage, or what is left of it; returns the folder of the trained Ad-LLM.
+
+    Args:
+        scenario: its `training` says how.
+        stage: one of `STAGES`.
+        seed: of all that is random.
+        out: the stage's folder.
+        start: the Ad-LLM to start from; None for the LLM as it is, which has not learned the format
+            and so is refused for `irpo` and `online`.
+        say: told what is going on.
+
+    Raises:
+        BadInput: an unknown stage, no start where one is needed, or a folder of another run.
+    """
+    if stage not in STAGES:
+        raise BadInput(f"no stage {stage!r} of training; there are {', '.join(STAGES)}")
+    if start is None and stage in ("irpo", "online"):
+        raise BadInput(
+            f"{stage} starts from an LLM that writes the format; give --start, the policy folder "
+            "of a warm start or a distillation"
+        )
+    spec = scenario.training or TrainingSpec()
+    begun = AdLLM.load(start) if start is not None else untrained(scenario)
+    if begun.style != (wanted := untrained(scenario).style):
+        raise BadInput(f"{start} was trained on prompts {begun.style}, the scenario has {wanted}")
+    _claim(scenario, stage, seed, out, begun)
+    policy_folder, done = out / "policy", out / "stage.json"
+    if done.exists():
+        say(f"{stage}: done before, in {out}")
+        return policy_folder
+    work = Workshop.open(scenario, seed, say)
+    lora = LoRA(spec.rank, spec.alpha, spec.first_layer) if spec.method == "lora" else None
+    policy = Policy(begun, lora, seed)
+    started = time.perf_counter()
+    seen = RUNNERS[stage](work, policy, out / "work")
+    record = {
+        "stage": stage,
+        "start": None if start is None else str(start),
+        "seconds": round(time.perf_counter() - started, 1),
+        **seen,
+        "fingerprint": policy.fingerprint,
+        "training": spec.model_dump(mode="json"),
+        "seed": seed,
+        **where(),
+    }
+    told = {key: record[key] for key in ("stage", "seconds", "fingerprint", "training")}
+    earlier = list(begun.training.get("stages", ()))
+    policy.save(
+        policy_folder, {"scenario": scenario.name, "seed": seed, "stages": [*earlier, told]}
+    )
+    done.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return policy_folder
+
+
+def untrained(scenario: Scenario) -> AdLLM:
+    """The scenario's LLM, asked as its training says."""
+    spec = scenario.training or TrainingSpec()
+    return AdLLM(
+        model=scenario.replies.model,
+        style=PromptStyle(spec.layout, spec.bids, spec.ordered),
+        rules=Rules(sentences=spec.sentences, mentions=spec.max_ads, max_tokens=spec.max_tokens),
+        temperature=spec.temperature,
+    )
+
+
+def _claim(scenario: Scenario, stage: str, seed: int, out: Path, begun: AdLLM) -> None:
+    """Note what is asked for; a folder in which something else was asked for is left alone."""
+    spec = scenario.training or TrainingSpec()
+    asked = {
+        "stage": stage,
+        "scenario": scenario.model_dump(mode="json"),
+        "training": spec.model_dump(mode="json"),
+        "seed": seed,
+        "start": begun.identity,
+    }
+    file = out / "request.json"
+    if file.exists():
+        if json.loads(file.read_text(encoding="utf-8")) != asked:
+            raise BadInput(f"{out} holds another run of training; give another --out, or delete it")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, eq=False)
+class Workshop:
+    """What all stages of a scenario use."""
+
+    scenario: Scenario
+    spec: TrainingSpec
+    split: Split
+    pool: ReplyPool
+    seed: int
+    say: Say
+
+    @classmethod
+    def open(cls, scenario: Scenario, seed: int, say: Say) -> Workshop:
+        """Requests and the recorded pool; users judge by its norms throughout."""
+        split = training_requests(scenario)
+        pool = training_pool(scenario, split.train, split.num_ads, say)
+        spec = scenario.training or TrainingSpec()
+        return cls(scenario, spec, split, pool, seed, say)
+
+    @property
+    def reward(self) -> ResponseReward:
+        """R."""
+        return ResponseReward(
+            user_weight=self.spec.reward.user_weight,
+            max_ads=self.spec.max_ads,
+            unfinished=self.spec.reward.unfinished,
+        )
+
+    def teacher(self, policy: Policy) -> PoolTeacher:
+        """Draws from the recorded pool."""
+        return PoolTeacher(policy, self.pool, self.split.train, self.spec.pool_beta)
+
+    def sampler(self) -> Sampler:
+        """Has the policy write, through one engine whose adapter is exchanged."""
+        reference = LazyEngine(self.scenario).open()
+        return Sampler(reference, users_by(self.pool), _Writers(self.scenario), POOL_TEMPERATURE)
+
+    def progress(self, stage: str, steps: int) -> Callable[[Log], None]:
+        """Says a line every tenth of the steps."""
+        every = max(1, steps // 10)
+
+        def say(row: Log) -> None:
+            if (row["step"] + 1) % every == 0:
+                self.say(f"{stage}: step {int(row['step']) + 1} of {steps}, loss {row['loss']:.3f}")
+
+        return say
+
+
+def _warm_start(work: Workshop, policy: Policy, folder: Path) -> dict[str, Any]:
+    return _supervised(work, policy, folder, "warm-start", work.teacher(policy).demonstration)
+
+
+def _distill(work: Workshop, policy: Policy, folder: Path) -> dict[str, Any]:
+    return _supervised(work, policy, folder, "distill", work.teacher(policy).distilled)
+
+
+def _supervised(work: Workshop, policy: Policy, folder: Path, name: str, draw) -> dict[str, Any]:
+    spec = work.spec.warm_start if name == "warm-start" else work.spec.distill
+    schedule = Schedule(spec.steps, spec.batch, spec.lr)
+    log = learn(policy, draw, schedule, folder, work.seed, work.progress(name, spec.steps))
+    return {"phases": {"train": round(sum(row["seconds"] for row in log), 1)}, "log": log}
+
+
+def _irpo(work: Workshop, policy: Policy, folder: Path) -> dict[str, Any]:
+    settings = IRPOSettings(**work.spec.irpo.model_dump())
+    sampler = work.sampler()
+    embeddings = None if settings.oracle else Embeddings(sampler.users.encoder)
+    irpo = IRPO(
+        policy, sampler, work.split.train, work.reward, embeddings, settings, folder, work.seed
+    )
+    epochs = irpo.run(work.say)
+    return {"phases": _phases(epochs), "epochs": epochs}
+
+
+def _online(work: Workshop, policy: Policy, folder: Path) -> dict[str, Any]:
+    settings = OnlineSettings(**work.spec.online.model_dump())
+    online = Online(
+        policy, work.sampler(), work.split.train, work.reward, settings, folder, work.seed
+    )
+    iterations = online.run(work.say)
+    return {"phases": _phases(iterations), "iterations": iterations}
+
+
+RUNNERS: dict[str, Callable[[Workshop, Policy, Path], dict[str, Any]]] = {
+    "warm-start": _warm_start,
+    "distill": _distill,
+    "irpo": _irpo,
+    "online": _online,
+}
+
+
+def _phases(rounds: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds by phase, summed over epochs."""
+    names = list(dict.fromkeys(name for each in rounds for name in each["seconds"]))
+    return {
+        name: round(sum(each["seconds"].get(name, 0.0) for each in rounds), 1) for name in names
+    }
+
+
+class _Writers:
+    """The engine that serves the policy: opened once, its adapter exchanged."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.engine: Engine | None = None
+
+    def __call__(self, ad_llm: AdLLM) -> Engine:
+        from mechanisms.llm.engines import make_engine
+
+        spec = self.scenario.replies
+        if ad_llm.adapter is None:
+            return make_engine(spec.engine, model=ad_llm.model, dtype=spec.dtype)
+        if self.engine is None:
+            self.engine = make_engine(
+                spec.engine, model=ad_llm.model, dtype=spec.dtype, adapter=ad_llm.adapter
+            )
+        else:
+            self.engine.load_adapter(ad_llm.adapter)
+        return self.engine

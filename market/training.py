@@ -1,0 +1,116 @@
+"""The `training:` section of a scenario: how its Ad-LLM is made (`admarket train`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic import PositiveFloat as Positive
+from pydantic import PositiveInt as Count
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StageSpec(_Strict):
+    """Supervised training: demonstrations (`warm_start`) or distillation.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: requests a step.
+        lr: highest learning rate.
+    """
+
+    steps: Count = 100
+    batch: Count = 8
+    lr: Positive = 5e-4
+
+
+class IRPOSpec(_Strict):
+    """Attributes as those of `mechanisms.llm_auction.training.irpo.IRPOSettings`."""
+
+    epochs: Count = 1
+    deployed: Count = 160
+    requests: Count = 200
+    samples: Annotated[int, Field(ge=2)] = 5
+    margin: Annotated[float, Field(ge=0)] = 3.0
+    beta: Positive = 0.1
+    likelihood: Annotated[float, Field(ge=0)] = 1.0
+    passes: Count = 1
+    batch: Count = 8
+    lr: Positive = 2e-4
+    oracle: bool = False
+    pctr_epochs: Count = 8
+
+
+class OnlineSpec(_Strict):
+    """Attributes as those of `mechanisms.llm_auction.training.online.OnlineSettings`."""
+
+    iterations: Count = 8
+    requests: Count = 40
+    samples: Annotated[int, Field(ge=2)] = 5
+    batch: Count = 8
+    lr: Positive = 2e-4
+    clip: Positive = 0.2
+    kl: Annotated[float, Field(ge=0)] = 0.02
+    expected: bool = False
+
+
+class RewardSpec(_Strict):
+    """The response reward: what an extra ad or a broken marker costs, in the unit of bids."""
+
+    user_weight: Annotated[float, Field(ge=0)] = 40.0
+    unfinished: Annotated[float, Field(ge=0)] = 0.1
+
+
+class TrainingSpec(_Strict):
+    """How the scenario's Ad-LLM is trained.
+
+    The requests to train on ask the catalog's queries, of all categories, that the scenario's
+    market does not ask; `held_out` of them are kept for evaluation, beside the market's own. All
+    the catalog's ads may be candidates.
+
+    Attributes:
+        layout: of the prompt, `full` or `compact`.
+        bids: how bids stand in it, see `mechanisms.llm_auction.prompt.PromptStyle`.
+        ordered: list ads by falling bid.
+        method: `lora`, or `full` for all weights.
+        rank: r of LoRA.
+        alpha: α of LoRA.
+        first_layer: LoRA adapts the layers from here on.
+        temperature: at which the Ad-LLM is trained and sampled.
+        sentences: a reply ends with this many.
+        max_ads: ads a reply may show free of penalty.
+        max_tokens: limit of a reply, mentions on top.
+        held_out: queries kept for evaluation.
+        pool_replies: replies by guided insertion per request, for demonstrations and distillation.
+        pool_beta: β of the ideal rule that is distilled, in units of bids 1..100 per nat.
+        warm_start: demonstrations.
+        distill: the ideal rule.
+        irpo: IRPO.
+        online: policy gradients.
+        reward: R.
+    """
+
+    layout: Literal["full", "compact"] = "compact"
+    bids: Literal["digits", "ranks", "tally", "embedding"] = "digits"
+    ordered: bool = True
+    method: Literal["lora", "full"] = "lora"
+    rank: Count = 16
+    alpha: Positive = 32.0
+    first_layer: Annotated[int, Field(ge=0)] = 10
+    temperature: Positive = 0.7
+    sentences: Count = 2
+    max_ads: Count = 1
+    max_tokens: Annotated[int, Field(ge=16)] = 48
+    held_out: Count = 32
+    pool_replies: Annotated[int, Field(ge=8)] = 12
+    pool_beta: Positive = 1.5
+    warm_start: StageSpec = StageSpec()
+    distill: StageSpec = StageSpec(steps=200)
+    irpo: IRPOSpec = IRPOSpec()
+    online: OnlineSpec = OnlineSpec()
+    reward: RewardSpec = RewardSpec()

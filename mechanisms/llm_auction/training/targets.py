@@ -1,0 +1,131 @@
+"""What an Ad-LLM is taught from a recorded pool: demonstrations, and the ideal rule's replies.
+
+**Pool distillation** (DESIGN 3.3). Over the recorded candidates of a request, LLM-Auction's ideal
+rule under bids b is `π*_j(b) ∝ w_j·exp(R_j(b)/β)`. Distillation minimises, with fresh bids in each
+step, the cross-entropy `−Σ_j π*_j(b)·log π_θ(y_j | x, b)`, whose gradient is that of
+`KL(π*(·|b) ‖ π_θ(·|b))`.
+
+The sum runs over groups of replies that show the same ads: a group enters by its exact probability
+and one reply drawn from it. So the part that bids decide, who is shown, has no sampling noise.
+
+A **demonstration** is a reply that shows one ad, whatever the bids: it teaches the format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mechanisms.errors import BadInput
+from mechanisms.llm_auction.ideal import IdealLLMAuction
+from mechanisms.llm_auction.prompt import shown_bids
+from mechanisms.llm_auction.training.packing import Pack
+from mechanisms.llm_auction.training.policy import Policy
+from mechanisms.mentions import parse, render
+from mechanisms.pool import Floats, Ints, ReplyPool
+from mechanisms.recording import Request
+
+LOWEST, HIGHEST = 1, 100
+NEGLIGIBLE = 0.02
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt, replies to it, and how much each counts (summing to 1)."""
+
+    pack: Pack
+    weights: Floats
+
+
+def draw_bids(rng: np.random.Generator, n: int) -> Ints:
+    """(n,) bids of 1..100, uniform as in the paper."""
+    return rng.integers(LOWEST, HIGHEST + 1, size=n)
+
+
+class PoolTeacher:
+    """Draws what to learn from a recorded pool.
+
+    Args:
+        policy: its prompts and tokens.
+        pool: recorded replies, each showing at most as many ads as the policy's rules allow.
+        requests: those of the pool, in its order.
+        beta: β of the ideal rule, in the unit of bids 1..100 per nat.
+        shuffle: list the candidate ads in a fresh order each time.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        pool: ReplyPool,
+        requests: Sequence[Request],
+        beta: float,
+        shuffle: bool = True,
+    ) -> None:
+        self.policy = policy
+        self.pool = pool
+        self.requests = requests
+        self.rule = IdealLLMAuction(tau=beta)
+        self.shuffle = shuffle
+        B, M, _ = pool.shape
+        if pool.replies is None or len(requests) != B:
+            raise BadInput("distillation needs a pool of an LLM's replies, and all its requests")
+        texts = pool.replies["text"].to_list()
+        self.replies = [
+            [policy.reply(bare(texts[b * M + j], requests[b])) for j in range(M)] for b in range(B)
+        ]
+        # Groups of replies that show the same ads.
+        self.groups = [
+            np.unique(pool.exposure[b], axis=0, return_inverse=True)[1].ravel() for b in range(B)
+        ]
+
+    def demonstration(self, rng: np.random.Generator) -> Example:
+        """A reply that shows a random ad, under random bids."""
+        b = int(rng.integers(len(self.requests)))
+        shown = np.flatnonzero(self.pool.exposure[b].any(axis=1))
+        groups = self.groups[b][shown]
+        group = rng.choice(np.unique(groups))
+        j = int(rng.choice(shown[groups == group]))
+        bids = draw_bids(rng, len(self.requests[b].ads))
+        return Example(Pack(self._prompt(b, bids, rng), [self.replies[b][j]]), np.ones(1))
+
+    def distilled(self, rng: np.random.Generator) -> Example:
+        """The ideal rule's replies under fresh bids."""
+        b = int(rng.integers(len(self.requests)))
+        bids = draw_bids(rng, len(self.requests[b].ads))
+        probabilities = self.ideal(b, bids)
+        groups = self.groups[b]
+        marginal = np.bincount(groups, weights=probabilities)
+        kept = np.flatnonzero(marginal > NEGLIGIBLE)
+        replies = []
+        for group in kept:
+            inside = np.where(groups == group, probabilities, 0.0)
+            replies.append(self.replies[b][int(rng.choice(len(inside), p=inside / inside.sum()))])
+        pack = Pack(self._prompt(b, bids, rng), replies)
+        return Example(pack, marginal[kept] / marginal[kept].sum())
+
+    def ideal(self, b: int, bids: Ints) -> Floats:
+        """(M,) the ideal rule's probabilities, of bids as the LLM reads them."""
+        shown = shown_bids(np.asarray(bids, dtype=np.float64)).astype(np.float64)
+        return self.rule.allocate(self.pool.take(np.array([b])), shown[None]).probabilities[0]
+
+    def _prompt(self, b: int, bids: Ints, rng: np.random.Generator) -> list[int]:
+        request = self.requests[b]
+        order = rng.permutation(len(bids)) if self.shuffle else np.arange(len(bids))
+        ads = [request.ads[i] for i in order]
+        return self.policy.prompt(request.query, request.user, ads, bids[order])
+
+
+def bare(text: str, request: Request) -> str:
+    """A recorded reply as an Ad-LLM should write it: without the taglines behind its mentions."""
+    parsed = parse(text, request.ads)
+    for i in parsed.ads:
+        ad = request.ads[i]
+        text = text.replace(f"{render(ad)} ({ad.tagline})", render(ad))
+    return text
+
+
+def one_of_each(request: Request, bids: Sequence[float]) -> Request:
+    """The request with the bids under which its reply is to be written."""
+    return replace(request, bids=tuple(float(bid) for bid in bids))
