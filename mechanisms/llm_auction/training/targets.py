@@ -14,7 +14,7 @@ A **demonstration** is a reply that shows one ad, whatever the bids: it teaches 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -94,16 +94,23 @@ class PoolTeacher:
         """The ideal rule's replies under fresh bids."""
         b = int(rng.integers(len(self.requests)))
         bids = draw_bids(rng, len(self.requests[b].ads))
-        probabilities = self.ideal(b, bids)
-        groups = self.groups[b]
+        chosen, weights = self.targets(b, bids, rng)
+        pack = Pack(self._prompt(b, bids, rng), [self.replies[b][j] for j in chosen])
+        return Example(pack, weights)
+
+    def targets(self, b: int, bids: Ints, rng: np.random.Generator) -> tuple[Ints, Floats]:
+        """One reply of each group to request `b`, and the groups' probabilities under `bids`.
+
+        Groups below `NEGLIGIBLE` are left out, the others scaled to sum to 1.
+        """
+        probabilities, groups = self.ideal(b, bids), self.groups[b]
         marginal = np.bincount(groups, weights=probabilities)
         kept = np.flatnonzero(marginal > NEGLIGIBLE)
-        replies = []
+        chosen = []
         for group in kept:
             inside = np.where(groups == group, probabilities, 0.0)
-            replies.append(self.replies[b][int(rng.choice(len(inside), p=inside / inside.sum()))])
-        pack = Pack(self._prompt(b, bids, rng), replies)
-        return Example(pack, marginal[kept] / marginal[kept].sum())
+            chosen.append(int(rng.choice(len(inside), p=inside / inside.sum())))
+        return np.array(chosen), marginal[kept] / marginal[kept].sum()
 
     def ideal(self, b: int, bids: Ints) -> Floats:
         """(M,) the ideal rule's probabilities, of bids as the LLM reads them."""
@@ -124,8 +131,3 @@ def bare(text: str, request: Request) -> str:
         ad = request.ads[i]
         text = text.replace(f"{render(ad)} ({ad.tagline})", render(ad))
     return text
-
-
-def one_of_each(request: Request, bids: Sequence[float]) -> Request:
-    """The request with the bids under which its reply is to be written."""
-    return replace(request, bids=tuple(float(bid) for bid in bids))

@@ -21,9 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mechanisms.checks import positive, whole
+from mechanisms.errors import BadInput
 from mechanisms.llm_auction.training.policy import Policy
 
 STATE, PROGRESS = "state.safetensors", "progress.json"
+EVERY = 10  # steps between two writings of the state
 Log = dict[str, float]
 
 
@@ -68,16 +70,12 @@ class Trainer:
         policy: trained in place.
         schedule: see `Schedule`.
         folder: where the state is kept; None to keep none.
-        every: steps between two writings of the state.
     """
 
-    def __init__(
-        self, policy: Policy, schedule: Schedule, folder: Path | None, every: int = 20
-    ) -> None:
+    def __init__(self, policy: Policy, schedule: Schedule, folder: Path | None) -> None:
         self.policy = policy
         self.schedule = schedule
         self.folder = folder
-        self.every = every
         self.parameters = list(policy.trained.values())
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=schedule.lr, betas=(0.9, 0.98), weight_decay=0.0
@@ -113,7 +111,7 @@ class Trainer:
                 {"step": k, **seen, "gradient_norm": float(norm), "seconds": round(seconds, 3)}
             )
             say(self.log[-1])
-            if (k + 1) % self.every == 0 or k + 1 == self.schedule.steps:
+            if (k + 1) % EVERY == 0 or k + 1 == self.schedule.steps:
                 self._keep()
         return self.log
 
@@ -139,7 +137,10 @@ class Trainer:
         _finish_swap(self.folder)
         if not (self.folder / PROGRESS).exists():
             return
-        self.log = json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))["log"]
+        progress = json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))
+        if progress["schedule"] != asdict(self.schedule):
+            raise BadInput(f"{self.folder} holds training by another schedule; delete it")
+        self.log = progress["log"]
         tensors = load_file(self.folder / STATE)
         self.policy.restore(_part(tensors, "weight:"))
         state: dict[int, dict[str, Any]] = {}

@@ -1,0 +1,93 @@
+"""Winners, losers, and what is learned from them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mechanisms.llm_auction.training.online import advantages, policy_loss
+from mechanisms.llm_auction.training.preferences import dpo_loss, preferences
+
+REWARDS = st.lists(st.floats(-50, 100), min_size=2, max_size=6)
+
+
+@given(rewards=REWARDS, margin=st.floats(0, 20))
+def test_the_winner_is_best_and_losers_are_further_below_than_the_margin(rewards, margin):
+    rewards = np.array([rewards])
+    replies = [[[k] for k in range(rewards.size)]]
+    for found in preferences([[1, 2]], replies, rewards, margin):
+        best, *losers = (reply[0] for reply in found.pack.replies)
+        assert rewards[0, best] == rewards.max()
+        assert (rewards.max() - rewards[0, losers] > margin).all()
+        np.testing.assert_array_equal(found.margins, rewards.max() - rewards[0, losers])
+        left = set(range(rewards.size)) - {best, *losers}
+        assert all(rewards.max() - rewards[0, k] <= margin for k in left)
+
+
+def test_requests_without_a_loser_teach_nothing_and_words_count_once():
+    replies = [[[1], [2], [3]], [[1], [2], [2]]]
+    found = preferences([[0], [0]], replies, np.array([[5.0, 4, 3], [30, 1, 1]]), 10.0)
+    assert len(found) == 1
+    assert found[0].pack.replies == [[1], [2]]
+
+
+def test_dpo_of_two_pairs_by_hand():
+    now, start = torch.tensor([-10.0, -30.0, -22.0]), torch.tensor([-12.0, -28.0, -23.0])
+    lengths = torch.tensor([5, 7, 6])
+    loss = dpo_loss(now, lengths, start, [2], beta=0.1, likelihood=0.5)
+    margins = [0.1 * (2 - -2), 0.1 * (2 - 1)]
+    wanted = sum(math.log(1 + math.exp(-m)) for m in margins) / 2 + 0.5 * 10 / 5
+    assert float(loss.value) == pytest.approx(wanted)
+    assert loss.margin == pytest.approx(sum(margins) / 2)
+    assert (loss.correct, loss.pairs, loss.winner) == (1.0, 2, 2.0)
+    assert loss.loser == pytest.approx(-0.5)
+
+
+def test_where_training_starts_the_loss_knows_nothing():
+    start = torch.tensor([-3.0, -50.0])
+    loss = dpo_loss(start, torch.tensor([3, 9]), start, [1], beta=0.1, likelihood=0.0)
+    assert float(loss.value) == pytest.approx(math.log(2))
+
+
+def test_dpo_pulls_winners_up_and_losers_down():
+    now = torch.tensor([-10.0, -30.0], requires_grad=True)
+    start, lengths = torch.tensor([-10.0, -30.0]), torch.tensor([5, 5])
+    dpo_loss(now, lengths, start, [1], beta=0.1, likelihood=0.0).value.backward()
+    np.testing.assert_allclose(now.grad, [-0.05, 0.05])  # beta * sigma(0)
+
+
+@given(rewards=REWARDS, scale=st.floats(0.1, 10), shift=st.floats(-100, 100))
+def test_advantages_do_not_depend_on_the_unit_of_rewards(rewards, scale, shift):
+    rewards = np.array([rewards])
+    one = advantages(rewards)
+    assert abs(one.sum()) < 1e-6
+    if rewards.std() > 1e-3:
+        two = advantages(rewards * scale + shift)
+        np.testing.assert_allclose(one, two, atol=0.02)
+
+
+def test_equal_rewards_teach_nothing():
+    assert not advantages(np.full((2, 5), 7.0)).any()
+
+
+def test_policy_gradient_where_nothing_has_moved():
+    """On the sampled policy the gradient is that of REINFORCE: −A_k/K for each log-probability."""
+    now = torch.tensor([-20.0, -40.0], requires_grad=True)
+    lengths, gains = torch.tensor([10, 20]), torch.tensor([1.0, -1.0])
+    loss, said = policy_loss(now, lengths, now.detach(), now.detach(), gains, clip=0.2, kl=0.1)
+    loss.backward()
+    np.testing.assert_allclose(now.grad, [-0.5, 0.5], rtol=1e-6)
+    assert said["kl"] == 0
+    assert said["clipped"] == 0
+
+
+def test_beyond_the_clip_nothing_more_is_gained():
+    sampled, lengths = torch.tensor([-20.0]), torch.tensor([10])
+    now = torch.tensor([-15.0], requires_grad=True)  # ratio e^0.5 per token
+    loss, said = policy_loss(now, lengths, sampled, now.detach(), torch.ones(1), clip=0.2, kl=0.0)
+    loss.backward()
+    assert now.grad.abs().max() == 0
+    assert said["clipped"] == 1
