@@ -34,6 +34,7 @@ class IRPOSpec(_Strict):
 
     epochs: Count = 1
     deployed: Count = 160
+    viewers: Count = 10
     requests: Count = 200
     samples: Annotated[int, Field(ge=2)] = 5
     margin: Annotated[float, Field(ge=0)] = 3.0
@@ -96,8 +97,8 @@ class TrainingSpec(_Strict):
     """
 
     layout: Literal["full", "compact"] = "compact"
-    bids: Literal["digits", "ranks", "tally", "embedding"] = "digits"
-    ordered: bool = True
+    bids: Literal["digits", "ranks", "tally", "embedding"] = "tally"
+    ordered: bool = False
     method: Literal["lora", "full"] = "lora"
     rank: Count = 16
     alpha: Positive = 32.0

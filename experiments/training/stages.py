@@ -32,12 +32,13 @@ from market.training import TrainingSpec
 from mechanisms.errors import BadInput
 from mechanisms.llm.base import Engine
 from mechanisms.llm_auction.ad_llm import AdLLM
+from mechanisms.llm_auction.impressions import Impressions
 from mechanisms.llm_auction.pctr import Embeddings
 from mechanisms.llm_auction.prompt import PromptStyle
 from mechanisms.llm_auction.reward import ResponseReward
 from mechanisms.llm_auction.training.irpo import IRPO, IRPOSettings
 from mechanisms.llm_auction.training.online import Online, OnlineSettings
-from mechanisms.llm_auction.training.policy import LoRA, Policy
+from mechanisms.llm_auction.training.policy import LoRA, Policy, seeded
 from mechanisms.llm_auction.training.sampling import Sampler
 from mechanisms.llm_auction.training.supervised import learn
 from mechanisms.llm_auction.training.targets import PoolTeacher
@@ -45,6 +46,7 @@ from mechanisms.llm_auction.training.trainer import Log, Schedule
 from mechanisms.policies import Rules
 from mechanisms.pool import ReplyPool
 
+LOGS = 21  # purpose of a random stream
 STAGES = ("warm-start", "distill", "irpo", "online")
 Say = Callable[[str], None]
 
@@ -173,6 +175,14 @@ class Workshop:
         """Draws from the recorded pool."""
         return PoolTeacher(policy, self.pool, self.split.train, self.spec.pool_beta)
 
+    def logs(self, viewers: int) -> Impressions:
+        """Clicks on the recorded pool: what a platform has logged before it trains its LLM."""
+        copies = {
+            ad.id: f"{ad.title}. {ad.text}" for request in self.split.train for ad in request.ads
+        }
+        rng = seeded(self.seed, LOGS)
+        return Impressions.of_pool(self.pool, copies).drawn(self.pool.ctr, rng, viewers)
+
     def sampler(self) -> Sampler:
         """Has the policy write, through one engine whose adapter is exchanged."""
         reference = LazyEngine(self.scenario).open()
@@ -208,8 +218,17 @@ def _irpo(work: Workshop, policy: Policy, folder: Path) -> dict[str, Any]:
     settings = IRPOSettings(**work.spec.irpo.model_dump())
     sampler = work.sampler()
     embeddings = None if settings.oracle else Embeddings(sampler.users.encoder)
+    logs = None if settings.oracle else work.logs(settings.viewers)
     irpo = IRPO(
-        policy, sampler, work.split.train, work.reward, embeddings, settings, folder, work.seed
+        policy,
+        sampler,
+        work.split.train,
+        work.reward,
+        embeddings,
+        settings,
+        folder,
+        work.seed,
+        logs,
     )
     epochs = irpo.run(work.say)
     return {"phases": _phases(epochs), "epochs": epochs}

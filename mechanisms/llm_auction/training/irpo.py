@@ -3,7 +3,8 @@
 Each epoch alternates two phases, with bids redrawn in each:
 
 1. **deploy**: the policy as it stands answers requests; users click; the pCTR model learns from the
-   clicks, going on from where it was. So it knows the replies that the policy writes now.
+   clicks, going on from where it was. So it knows the replies that the policy writes now. What was
+   clicked before training began (`logs`) it learns from in the first epoch.
 2. **prefer**: K replies per request are sampled and rewarded by `R = Σ b_i·pctr_i − λ·s_resp`; the
    best against all that are more than δ worse; DPO against the policy that the epoch started from.
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ class IRPOSettings:
 
     Attributes:
         epochs: T.
-        deployed: requests answered in the first phase, drawn with replacement.
+        deployed: requests answered in the first phase.
+        viewers: users who see each of these replies, and click or do not.
         requests: requests sampled in the second phase.
         samples: K, replies sampled per request.
         margin: δ, by how much a loser's reward is lower.
@@ -64,6 +66,7 @@ class IRPOSettings:
 
     epochs: int = 1
     deployed: int = 200
+    viewers: int = 10
     requests: int = 200
     samples: int = 5
     margin: float = 10.0
@@ -76,7 +79,8 @@ class IRPOSettings:
     pctr_epochs: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "deployed", "requests", "passes", "batch", "pctr_epochs"):
+        counts = ("epochs", "deployed", "viewers", "requests", "passes", "batch", "pctr_epochs")
+        for name in counts:
             whole(name, getattr(self, name), least=1)
         whole("samples", self.samples, least=2)
         for name in ("beta", "lr"):
@@ -97,6 +101,7 @@ class IRPO:
         settings: see `IRPOSettings`.
         folder: of this stage; holds a folder per epoch.
         seed: of all that is random.
+        logs: impressions with clicks from before.
     """
 
     def __init__(
@@ -109,6 +114,7 @@ class IRPO:
         settings: IRPOSettings,
         folder: Path,
         seed: int = 0,
+        logs: Impressions | None = None,
     ) -> None:
         self.policy = policy
         self.sampler = sampler
@@ -119,6 +125,7 @@ class IRPO:
         self.settings = settings
         self.folder = folder
         self.seed = seed
+        self.logs = logs
 
     def run(
         self,
@@ -165,6 +172,7 @@ class IRPO:
             "requests": len(preferred),
             "pairs": pairs,
             "tokens": sum(len(reply) for row in sampled.tokens for reply in row),
+            "log": log,
             "first": mean_log(log[: max(1, len(log) // 5)]),
             "last": mean_log(log[-max(1, len(log) // 5) :]),
             "seconds": clock.seconds,
@@ -196,8 +204,10 @@ class IRPO:
         seed = derived(self.seed, epoch, DEPLOY)
         sampled = self.sampler.sample(self.policy, asked, 1, seed, folder / "deployment")
         shown = Impressions.of(sampled.requests, sampled.features)
-        clicks = shown.drawn(sampled.ctr, seeded(self.seed, epoch, CLICKS))
+        clicks = shown.drawn(sampled.ctr, seeded(self.seed, epoch, CLICKS), self.settings.viewers)
         learning, held = clicks.split(0.2, self.seed)
+        if self.pctr is None and self.logs is not None:
+            learning = Impressions.stacked([self.logs, learning])
         before = None if self.pctr is None else self.pctr.scores(held)
         self.pctr = PCTR.fit(
             learning,
@@ -212,7 +222,9 @@ class IRPO:
             "impressions": len(shown),
             "clicks": int(clicks.clicks.sum()),
             "pctr_before": before,
-            "pctr": self.pctr.history[-1],
+            "correlation_before": None if before is None else before["correlation"],
+            "correlation": self.pctr.history[-1]["correlation"],
+            "pctr": list(self.pctr.history),
         }
         done.write_text(json.dumps(said), encoding="utf-8")
         return said
@@ -286,7 +298,7 @@ class IRPO:
         total = sum(loss.pairs for _, loss in seen)
         mean = {
             name: sum(getattr(loss, name) * loss.pairs for _, loss in seen) / total
-            for name in ("correct", "margin", "winner", "loser")
+            for name in ("correct", "margin", "winner", "loser", "kl")
         }
         value = sum(float(loss.value.detach()) for _, loss in seen) / len(batch)
         return {"loss": value, **mean, "pairs": float(total)}
@@ -314,8 +326,3 @@ def derived(*key: int) -> int:
 def mean_log(log: Sequence[Log]) -> dict[str, float]:
     """The mean of some rows of a log, by column."""
     return {name: float(np.mean([row[name] for row in log])) for name in (log[0] if log else ())}
-
-
-def described(settings: IRPOSettings) -> dict[str, Any]:
-    """The settings as they go into a card."""
-    return asdict(settings)

@@ -131,6 +131,7 @@ class Online:
             "revenue": float(sampled.revenue.mean()),
             "well_formed": float(sampled.well_formed.mean()),
             "tokens": sum(len(reply) for row in sampled.tokens for reply in row),
+            "log": log,
             "last": mean_log(log),
             "seconds": clock.seconds,
         }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -239,10 +240,8 @@ class Policy:
 
 
 def _adapted(network: torch.nn.Module, lora: LoRA) -> torch.nn.Module:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise BadInput("training adapters needs peft; pip install 'admarket[train]'") from None
+    from peft import LoraConfig, get_peft_model
+
     layers = network.config.num_hidden_layers
     if not 0 <= lora.first_layer < layers:
         raise BadInput(f"first_layer is {lora.first_layer}; the LLM has layers 0..{layers - 1}")
@@ -252,7 +251,10 @@ def _adapted(network: torch.nn.Module, lora: LoRA) -> torch.nn.Module:
         target_modules=PROJECTIONS,
         layers_to_transform=list(range(lora.first_layer, layers)),
     )
-    return get_peft_model(network, config)
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that it has given up.
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(network, config)
 
 
 def seeded(*key: int) -> np.random.Generator:

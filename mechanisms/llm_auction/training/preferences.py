@@ -74,6 +74,8 @@ class Loss(NamedTuple):
         margin: mean of β·(Δ(winner) − Δ(loser)), the implicit reward.
         winner: mean Δ(winner), in nats.
         loser: mean Δ(loser), in nats.
+        kl: mean −Δ of all replies compared, which the starting policy wrote: an estimate of
+            KL(π_start ‖ π_θ) that leaves out replies near the winner, in nats a reply.
         pairs: number of pairs.
     """
 
@@ -82,6 +84,7 @@ class Loss(NamedTuple):
     margin: float
     winner: float
     loser: float
+    kl: float
     pairs: int
 
 
@@ -121,5 +124,6 @@ def dpo_loss(
         float(every.mean()),
         float(torch.stack(winners).mean()),
         float(torch.cat(beaten).mean()),
+        float(-gained.detach().mean()),
         len(every),
     )

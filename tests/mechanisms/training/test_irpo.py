@@ -8,6 +8,7 @@ import pytest
 from agents.users import BehaviouralUsers, Norms
 from mechanisms.llm.transformers_engine import TransformersEngine
 from mechanisms.llm_auction.ad_llm import AdLLM
+from mechanisms.llm_auction.impressions import examples_of
 from mechanisms.llm_auction.pctr import Embeddings
 from mechanisms.llm_auction.prompt import PromptStyle
 from mechanisms.llm_auction.reward import ResponseReward
@@ -52,19 +53,24 @@ def sampler(engine):
     return Sampler(engine, users, writer_of, 0.8)
 
 
-def irpo(start, sampler, requests, folder, **changes):
+@pytest.fixture(scope="module")
+def logs(pool):
+    return examples_of(pool, np.random.default_rng(0), rounds=2)
+
+
+def irpo(start, sampler, requests, folder, logs=None, **changes):
     policy = Policy(start, LoRA(8, 16.0), device="cpu")
     settings = replace(SETTINGS, **changes)
     embeddings = None if settings.oracle else Embeddings(HashEncoder())
     trained = IRPO(
-        policy, sampler, requests, ResponseReward(), embeddings, settings, folder, seed=3
+        policy, sampler, requests, ResponseReward(), embeddings, settings, folder, 3, logs
     )
     return policy, trained
 
 
 @pytest.fixture(scope="module")
-def undisturbed(start, sampler, requests, tmp_path_factory):
-    policy, training = irpo(start, sampler, requests, tmp_path_factory.mktemp("irpo"))
+def undisturbed(start, sampler, requests, logs, tmp_path_factory):
+    policy, training = irpo(start, sampler, requests, tmp_path_factory.mktemp("irpo"), logs)
     seen = training.run()
     return policy.fingerprint, policy, seen
 
@@ -76,13 +82,16 @@ def test_an_epoch_tells_what_it_saw(undisturbed, start):
         assert set(each["seconds"]) == {"deploy", "sample", "reference", "train"}
         assert each["pairs"] > 0
         assert each["first"]["winner"] == pytest.approx(0, abs=2)  # from where it started
-    assert seen[0]["pctr_before"] is None
-    assert seen[1]["pctr_before"] is not None
+    assert seen[0]["pctr_before"] is None  # nobody has clicked yet
+    assert seen[1]["pctr_before"]["validation_loss"] > 0
+    assert len(seen[0]["pctr"]) == SETTINGS.pctr_epochs
     assert policy.fingerprint != Policy(start, LoRA(8, 16.0), device="cpu").fingerprint
 
 
 @pytest.mark.parametrize("kill", ["_sample", "_start", "_train", "step"])
-def test_killed_and_resumed(start, sampler, requests, tmp_path, monkeypatch, undisturbed, kill):
+def test_killed_and_resumed(
+    start, sampler, requests, logs, tmp_path, monkeypatch, undisturbed, kill
+):
     monkeypatch.setattr(trainers, "EVERY", 1)
     name = "_step" if kill == "step" else kill
     real, calls = getattr(IRPO, name), []
@@ -95,9 +104,9 @@ def test_killed_and_resumed(start, sampler, requests, tmp_path, monkeypatch, und
 
     monkeypatch.setattr(IRPO, name, killing)
     with pytest.raises(Killed):
-        irpo(start, sampler, requests, tmp_path)[1].run()
+        irpo(start, sampler, requests, tmp_path, logs)[1].run()
     monkeypatch.setattr(IRPO, name, real)
-    policy, again = irpo(start, sampler, requests, tmp_path)
+    policy, again = irpo(start, sampler, requests, tmp_path, logs)
     assert len(again.run()) == 2
     assert policy.fingerprint == undisturbed[0]
 

@@ -44,6 +44,7 @@ def test_dpo_of_two_pairs_by_hand():
     assert loss.margin == pytest.approx(sum(margins) / 2)
     assert (loss.correct, loss.pairs, loss.winner) == (1.0, 2, 2.0)
     assert loss.loser == pytest.approx(-0.5)
+    assert loss.kl == pytest.approx(-1 / 3)
 
 
 def test_where_training_starts_the_loss_knows_nothing():
