@@ -204,6 +204,24 @@ def train(
     print(run_stage(described, stage, seed, folder, start, _say))
 
 
+@app.command("bid-encodings")
+def bid_encodings(
+    scenario: ScenarioArgument = "llm-auction",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of distillation under each.")] = 50,
+    catalog: CatalogOption = None,
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default results/bid-encodings-NAME-seedSEED.")
+    ] = None,
+) -> None:
+    """Compare ways in which bids can stand in the Ad-LLM's prompt, by training under each."""
+    from experiments.training.encodings import compare_encodings
+
+    described = _load(scenario, catalog)
+    folder = out or Path("results") / f"bid-encodings-{described.name}-seed{seed}"
+    print(compare_encodings(described, steps, seed, folder, _say))
+
+
 @app.command()
 def bench(
     part: Annotated[
@@ -223,7 +241,7 @@ def bench(
 
 @app.command()
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="Which paper's experiments: mosaic.")],
+    paper: Annotated[str, typer.Argument(help="Which paper's: mosaic or llm-auction.")],
     scenario: Annotated[
         str | None, typer.Option(help="Scenario; default the bundled one of the paper's name.")
     ] = None,
@@ -232,6 +250,15 @@ def reproduce(
     out: Annotated[
         Path | None, typer.Option(help="Folder; default results/reproduce-NAME-seedSEED.")
     ] = None,
+    ad_llm: Annotated[
+        str | None, typer.Option(help="llm-auction: the Ad-LLM on trial, a folder or a name.")
+    ] = None,
+    stages: Annotated[
+        Path | None, typer.Option(help="llm-auction: folder of training stages to compare.")
+    ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="llm-auction: first train the stages missing there.")
+    ] = False,
 ) -> None:
     """Ask a paper's questions again, in figures and sentences with intervals."""
     from experiments.reproduce import PAPERS
@@ -240,7 +267,8 @@ def reproduce(
         raise BadInput(f"no reproduction of {paper!r}; there is one of {', '.join(PAPERS)}")
     described = _load(scenario or paper, catalog)
     folder = out or Path("results") / f"reproduce-{described.name}-seed{seed}"
-    print(PAPERS[paper](described, seed, folder, _say))
+    asked = {"ad_llm": ad_llm, "stages": stages, "train": train}
+    print(PAPERS[paper](described, seed, folder, _say, **asked))
 
 
 @app.command("engine-check")

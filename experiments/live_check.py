@@ -87,7 +87,7 @@ def live_check(
     lazy = LazyEngine(scenario)
     lazy.engine = engine
     (pool,) = pools_of(scenario, [mechanism], say, lazy)
-    live = LiveReplies.of(scenario, pool, seed, mechanism.generation, lazy.open())
+    live = LiveReplies.of(scenario, pool, seed, mechanism.writing, lazy)
     values = np.array([spec.value / spec.target_roi for spec in scenario.advertisers])
     asked = np.arange(count) % pool.shape[0]
     return agreement(live, mechanism, values, asked, titles(pool), per_round, say)
@@ -148,6 +148,7 @@ def _record(live: LiveReplies, asked: Ints) -> ReplyPool:
         live.design,
         seed=derived_seed(live.seed, "recorded"),
         num_advertisers=live.num_advertisers,
+        writer=live.writer,
     )
 
 

@@ -100,7 +100,8 @@ def write_report(
     page = environment.get_template("report.html").render(
         title=title,
         replies_label=replies_label(pool.manifest)
-        + (", anew in every round" if manifest.get("replies") == "live" else ""),
+        + (", anew in every round" if manifest.get("replies") == "live" else "")
+        + estimates_label(manifest),
         scale=scale(scenario, result),
         labels=labels,
         findings=list(findings(result, best)),
@@ -212,6 +213,13 @@ def replies_label(manifest: Mapping[str, Any]) -> str:
     size = re.search(r"(?<![a-z0-9])(\d+(?:\.\d+)?)([mb])(?![a-z])", str(model), re.IGNORECASE)
     words = f", a {size[1]}{size[2].upper()}-parameter model" if size else ""
     return f"replies written by {model}{words}"
+
+
+def estimates_label(manifest: Mapping[str, Any]) -> str:
+    """By what it is estimated how mechanisms would answer other bids, where it is not exact."""
+    found = manifest.get("estimates") or {}
+    told = "; ".join(f"{name} by its {said['estimate']}" for name, said in found.items())
+    return f" · replies to other bids than they were written under: {told}" if told else ""
 
 
 def pool_facts(pool: ReplyPool) -> list[tuple[str, str]]:

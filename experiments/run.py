@@ -98,8 +98,7 @@ def run(
         check_weights(pool_of_arm)
         live = None
         if scenario.replies.source == "live" and not given:
-            way = mechanism.generation
-            live = LiveReplies.of(scenario, pool_of_arm, seed, way, engine.open())
+            live = LiveReplies.of(scenario, pool_of_arm, seed, mechanism.writing, engine)
         say(f"market: {scenario.rounds} rounds x {scenario.replications} under {mechanism.name}")
         model = MarketModel(
             scenario, seed, pool=pool_of_arm, live=live, mechanism=mechanism, titles=names
@@ -197,6 +196,13 @@ def provenance(finished: Run) -> dict[str, Any]:
         "effective_sample_size_min": float(least_ess(finished)),
         "low_effective_sample_size": bool(least_ess(finished) < 2),
         "pool_hash_by_mechanism": {n: each.content_hash for n, each in finished.pools.items()},
+        # what is no exact outcome of recorded or live replies, by mechanism
+        "estimates": {
+            arm.name: dict(found)
+            for arm in finished.scenario.arms
+            if (pool := finished.pools.get(arm.name)) is not None
+            and (found := make_mechanism(arm.name, **arm.parameters).estimates(pool))
+        },
         "pool": {k: v for k, v in manifest.items() if k not in ("content_hash", "schema")},
         **where(),
     }

@@ -6,15 +6,19 @@ machine; recording needs the LLM, everything after it does not.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from agents.users import BehaviouralUsers, Norms
+from market.audience import audience, audience_key, played
+from market.audience import norms_of as norms_of  # of pools, which others look for here
 from market.catalog import Ad, Catalog, Query
 from market.retrieval import retrieve
 from market.scenario import Scenario
@@ -27,9 +31,12 @@ from mechanisms.llm.engines import make_engine
 from mechanisms.llm.journal import Journaled
 from mechanisms.llm.streams import derived_seed
 from mechanisms.llm.weights import cache_dir, identity
+from mechanisms.llm_auction.ad_llm import AdLLM
 from mechanisms.llm_auction.prompt import auction_prompt
+from mechanisms.llm_auction.surface import MANIFEST as RESPONSE
+from mechanisms.llm_auction.surface import response_of
 from mechanisms.pool import Floats, ReplyPool
-from mechanisms.recording import Request, describe, load_pool, record, save_pool
+from mechanisms.recording import Design, Request, Users, describe, load_pool, record, save_pool
 from mechanisms.recording.conditions import ADVERTISER_PROMPT, CONTEXT_PROMPT, REFERENCE_PROMPT
 from mechanisms.recording.record import with_manifest
 
@@ -41,20 +48,22 @@ QUERIES, USERS, SYNTHETIC = 1, 2, 3
 def make_pool(
     scenario: Scenario,
     say: Callable[[str], None] = lambda _: None,
-    generation: str | None = None,
+    writing: Mapping[str, Any] | None = None,
     salt: int = 0,
     norms: Norms | None = None,
     engine: LazyEngine | None = None,
+    shared: ReplyPool | None = None,
 ) -> ReplyPool:
     """The scenario's candidate replies: drawn, from the cache, or recorded and kept.
 
     Args:
         scenario: what is needed.
         say: told in a line what is going on, since recording takes minutes.
-        generation: how replies are to be written, if not as the scenario says.
+        writing: how replies are to be written, where not as the scenario's `replies` says.
         salt: recordings with different salts are independent.
-        norms: by which users judge; default those of the replies themselves.
+        norms: by which users judge; default those of `shared`, or of the replies themselves.
         engine: to record with; default one is opened if there is anything to record.
+        shared: the scenario's own recording, with which users compare these replies.
     """
     if scenario.replies.source == "synthetic":
         return ReplyPool.synthetic(
@@ -64,21 +73,31 @@ def make_pool(
             scenario.stream(SYNTHETIC),
             advertisers=scenario.num_advertisers,
         )
-    if generation is not None:
-        scenario = written_by(scenario, generation)
+    if writing:
+        scenario = written_by(scenario, writing)
     requests, users = make_requests(scenario)
-    users = replace(users, norms=norms)
+    users = audience(scenario, users, shared, norms)
     folder = pool_folder(scenario, requests, users, salt)
     if (folder / "manifest.json").exists():
         say(f"candidate replies: reusing {folder}")
         return load_pool(folder)
-    opened = (engine or LazyEngine(scenario)).open()
-    journal = Journaled(opened, folder.with_name(f".{folder.name}.journal"))
-    with journal:
-        pool = record_pool(scenario, requests, users, say, journal, salt)
+    engine = engine or LazyEngine(scenario)
+    with contextlib.ExitStack() as stack:
+
+        def kept(opened: Engine | None, name: str) -> Journaled | None:
+            if opened is None:
+                return None
+            return stack.enter_context(
+                Journaled(opened, folder.with_name(f".{folder.name}.{name}"))
+            )
+
+        journals = kept(engine.open(), "journal"), kept(engine.writer(scenario), "writer.journal")
+        judges = played(scenario, users, journals[0])
+        pool = record_pool(scenario, requests, judges, say, journals[0], salt, journals[1])
         # Read back, so that a first run sees exactly what later runs will.
         pool = load_pool(save_pool(pool, folder))
-        journal.delete()
+        for journal in filter(None, journals):
+            journal.delete()
     return pool
 
 
@@ -90,38 +109,29 @@ def pools_of(
 ) -> list[ReplyPool]:
     """The pool that each mechanism trades on: the scenario's, or one written in its own way.
 
-    All are judged by the norms of the scenario's: users do not change with the mechanism.
+    All are judged as the scenario's are: users do not change with the mechanism.
     """
     engine = engine or LazyEngine(scenario)
     shared = make_pool(scenario, say, engine=engine)
     pools = []
     for mechanism in mechanisms:
-        way = mechanism.generation
-        if way in (None, scenario.replies.generation):
+        way = mechanism.writing
+        if written_by(scenario, way).replies == scenario.replies:
             pools.append(shared)
         else:
-            pools.append(make_pool(scenario, say, way, norms=norms_of(shared), engine=engine))
+            pools.append(make_pool(scenario, say, way, engine=engine, shared=shared))
     return pools
 
 
-def norms_of(pool: ReplyPool) -> Norms:
-    """The norms by which the replies of a recording were judged.
+def written_by(scenario: Scenario, writing: Mapping[str, Any]) -> Scenario:
+    """The scenario with replies written in another way; without what that way does not have.
 
-    Raises:
-        BadInput: no LLM wrote them, or no user judged them.
+    Args:
+        scenario: as it is.
+        writing: what is different, by the names of its `replies` (`Mechanism.writing`).
     """
-    norms = pool.manifest.get("users", {}).get("norms")
-    if norms is None:
-        raise BadInput(
-            "these replies were not recorded from an LLM; set replies.source to recorded"
-        )
-    return Norms(**norms)
-
-
-def written_by(scenario: Scenario, generation: str) -> Scenario:
-    """The scenario with replies written in another way; without what that way does not have."""
-    changes = {"generation": generation}
-    if generation in ("auction", "token"):
+    changes = dict(writing)
+    if changes.get("generation") in ("auction", "token"):
         changes |= {"context_probe": 0, "log_ratios": False, "inline_rate": 0.0}
     # Not validated again: the mechanism of the scenario need not be one that trades on them.
     return scenario.model_copy(update={"replies": scenario.replies.model_copy(update=changes)})
@@ -130,20 +140,27 @@ def written_by(scenario: Scenario, generation: str) -> Scenario:
 def record_pool(
     scenario: Scenario,
     requests: Sequence[Request],
-    users: BehaviouralUsers,
+    users: Users,
     say: Callable[[str], None],
     engine: Engine | None = None,
     salt: int = 0,
+    writer: Engine | None = None,
 ) -> ReplyPool:
-    """Have the scenario's LLM write the replies, and probe context-aware generation beside."""
+    """Have the scenario's LLM write the replies, and probe context-aware generation beside.
+
+    A trained Ad-LLM's `writer` writes in its place; its response to bids is estimated beside.
+    """
     engine = engine or LazyEngine(scenario).open()
     spec, N = scenario.replies, scenario.num_advertisers
     say(
-        f"candidate replies: {spec.model} writes {spec.per_request} to each of "
+        f"candidate replies: {spec.ad_llm or spec.model} writes {spec.per_request} to each of "
         f"{len(requests)} requests by {spec.generation} (once; kept for later runs)"
     )
     seed = recording_seed(scenario, salt)
-    pool = record(requests, engine, users, spec.design, seed=seed, num_advertisers=N)
+    pool = record(requests, engine, users, spec.design, seed=seed, num_advertisers=N, writer=writer)
+    if spec.ad_llm is not None:
+        say("candidate replies: fitting the response surface")
+        pool = with_manifest(pool, **{RESPONSE: response_of(pool)})
     if not spec.context_probe:
         return pool
     probed = requests[: spec.context_probe]
@@ -154,11 +171,12 @@ def record_pool(
 
 
 class LazyEngine:
-    """The engine that a scenario names, opened when it is first needed, and once."""
+    """The engines that a scenario names, each opened when it is first needed, and once."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.engine: Engine | None = None
+        self.writers: dict[str, Engine] = {}
 
     def open(self) -> Engine:
         """The engine, with its LLM loaded."""
@@ -169,6 +187,24 @@ class LazyEngine:
             )
         return self.engine
 
+    def writer(self, scenario: Scenario) -> Engine | None:
+        """The engine of the Ad-LLM that writes the replies of `scenario`; None if none does."""
+        spec = scenario.replies
+        if spec.ad_llm is None:
+            return None
+        if spec.ad_llm not in self.writers:
+            ad_llm = AdLLM.load(spec.ad_llm)
+            if ad_llm.adapter is None and ad_llm.model == spec.model:
+                return self.open()
+            self.writers[spec.ad_llm] = make_engine(
+                spec.engine,
+                model=ad_llm.model,
+                dtype=spec.dtype,
+                server=spec.server,
+                adapter=ad_llm.adapter,
+            )
+        return self.writers[spec.ad_llm]
+
 
 def recording_seed(scenario: Scenario, salt: int) -> int:
     """Seed of the LLM's streams; for salt 0 the environment's."""
@@ -177,10 +213,15 @@ def recording_seed(scenario: Scenario, salt: int) -> int:
 
 
 def pool_folder(
-    scenario: Scenario, requests: Sequence[Request], users: BehaviouralUsers, salt: int = 0
+    scenario: Scenario,
+    requests: Sequence[Request],
+    users: BehaviouralUsers,
+    salt: int = 0,
+    design: Design | None = None,
 ) -> Path:
     """Where the scenario's pool is kept: a key of all that its content depends on."""
     spec = scenario.replies
+    design = design or spec.design
     key = {
         "recipe": RECIPE,
         "model": identity(spec.model),
@@ -193,7 +234,7 @@ def pool_folder(
             auction_prompt("", "", (), ()),
         ],
         "dtype": spec.dtype,
-        "design": asdict(spec.design),
+        "design": design.described,
         "context_probe": spec.context_probe,
         "seed": recording_seed(scenario, salt),
         "advertisers": scenario.num_advertisers,
@@ -203,6 +244,10 @@ def pool_folder(
             for r in requests
         ],
     }
+    # what most pools do without is left out, so that they keep the keys that they had
+    key |= audience_key(scenario, users)
+    if design.ad_llm is not None:
+        key["writer"] = identity(design.ad_llm.model)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "pools" / digest[:16]
 

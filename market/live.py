@@ -7,20 +7,21 @@ shows that outcomes agree with those of recorded mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from agents.users import BehaviouralUsers
-from market.environment import LazyEngine, make_requests, norms_of, pools_of, written_by
+from market.audience import audience, norms_of, played
+from market.environment import LazyEngine, make_pool, make_requests, pools_of, written_by
 from market.scenario import Scenario
 from mechanisms.base import Mechanism
 from mechanisms.llm.base import Engine
 from mechanisms.llm.streams import derived_seed
 from mechanisms.pool import Floats, Ints, ReplyPool
-from mechanisms.recording import Design, Request, record
+from mechanisms.recording import Design, Request, Users, record
 
 
 class LiveReplies:
@@ -29,10 +30,11 @@ class LiveReplies:
     Args:
         requests: those of the recording, by index.
         engine: writes.
-        users: judge, by the norms of the recording: what is fluent must not depend on the round.
+        users: judge, as in the recording: what is fluent must not depend on the round.
         design: of the recording.
         seed: of the replies; their streams are (seed, request asked, reply).
         num_advertisers: N.
+        writer: writes in place of `engine`, if an Ad-LLM does (`mechanisms.recording.record`).
 
     Attributes:
         asked: requests answered so far.
@@ -45,10 +47,11 @@ class LiveReplies:
         self,
         requests: Sequence[Request],
         engine: Engine,
-        users: BehaviouralUsers,
+        users: Users,
         design: Design,
         seed: int,
         num_advertisers: int,
+        writer: Engine | None = None,
     ) -> None:
         self.requests = requests
         self.engine = engine
@@ -56,6 +59,7 @@ class LiveReplies:
         self.design = design
         self.seed = seed
         self.num_advertisers = num_advertisers
+        self.writer = writer
         self.asked = 0
         self.tables: list[pl.DataFrame] = []
 
@@ -65,8 +69,8 @@ class LiveReplies:
         scenario: Scenario,
         pool: ReplyPool,
         seed: int,
-        generation: str | None = None,
-        engine: Engine | None = None,
+        writing: Mapping[str, Any] | None = None,
+        engines: LazyEngine | None = None,
     ) -> LiveReplies:
         """Live replies to the requests of `pool`, the scenario's recording.
 
@@ -74,23 +78,29 @@ class LiveReplies:
             scenario: the market; its `replies` say which LLM writes, and how.
             pool: its recording.
             seed: of the run; the replies get one of their own from it.
-            generation: how they are written, if not as the scenario says.
-            engine: default the scenario's.
+            writing: how they are written, where not as the scenario says (`Mechanism.writing`).
+            engines: default the scenario's.
 
         Raises:
             BadInput: a pool that no LLM has recorded.
         """
         norms = norms_of(pool)
-        requests, users = make_requests(scenario)
-        if generation is not None:
-            scenario = written_by(scenario, generation)
+        requests, asking = make_requests(scenario)
+        engines = engines or LazyEngine(scenario)
+        compared = None
+        if scenario.users.kind == "content":
+            compared = make_pool(scenario, engine=engines)
+        users = audience(scenario, asking, compared, norms)
+        if writing:
+            scenario = written_by(scenario, writing)
         return cls(
             requests,
-            engine or LazyEngine(scenario).open(),
-            replace(users, norms=norms),
+            engines.open(),
+            played(scenario, users, engines.open()),
             scenario.replies.design,
             derived_seed(seed, "live", scenario.environment_seed),
             scenario.num_advertisers,
+            engines.writer(scenario),
         )
 
     def replies(self, requests: Ints, bids: Floats) -> ReplyPool:
@@ -108,6 +118,7 @@ class LiveReplies:
             seed=self.seed,
             num_advertisers=self.num_advertisers,
             keys=range(self.asked, self.asked + len(asked)),
+            writer=self.writer,
         )
         self.asked += len(asked)
         R, B = requests.shape
@@ -142,9 +153,8 @@ def replies_for(
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[ReplyPool, LiveReplies | None]:
     """What a market under `mechanism` trades on: its pool, and where live replies come from."""
-    engine = LazyEngine(scenario)
-    (pool,) = pools_of(scenario, [mechanism], say, engine)
+    engines = LazyEngine(scenario)
+    (pool,) = pools_of(scenario, [mechanism], say, engines)
     if scenario.replies.source != "live":
         return pool, None
-    way = mechanism.generation
-    return pool, LiveReplies.of(scenario, pool, seed, way, engine.open())
+    return pool, LiveReplies.of(scenario, pool, seed, mechanism.writing, engines)

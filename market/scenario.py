@@ -18,8 +18,10 @@ from pydantic import PositiveFloat as Positive
 from pydantic import PositiveInt as Count
 
 from agents.learners.registry import check_learner
+from market.training import TrainingSpec
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
+from mechanisms.llm_auction.ad_llm import AdLLM
 from mechanisms.pool import ReplyPool
 from mechanisms.recording import Design
 from mechanisms.registry import make_mechanism
@@ -95,6 +97,9 @@ class RepliesSpec(_Strict):
         log_ratios: also score replies under the LLM prompted for each advertiser.
         temperature: sampling temperature.
         max_tokens: limit of a reply's length.
+        ad_llm: the Ad-LLM that writes by generation `auction`, bundled or a folder that `admarket
+            train` wrote, with prompt, temperature and rules of its own; None: `model` as it is.
+            Mechanism `llm-auction` names the one that it needs.
         context_probe: requests on which context-aware generation is tried too, so that the manifest
             reports what it would give; 0 for none.
     """
@@ -112,10 +117,16 @@ class RepliesSpec(_Strict):
     log_ratios: bool = False
     temperature: Positive = 0.3
     max_tokens: Annotated[int, Field(ge=16)] = 96
+    ad_llm: str | None = None
     context_probe: Annotated[int, Field(ge=0)] = 0
 
     def model_post_init(self, _: Any) -> None:
-        """Refuse a server without its engine, and the engine without a server."""
+        """Refuse a server without its engine, the engine without a server, and idle Ad-LLMs."""
+        if self.ad_llm is not None and self.generation != "auction":
+            raise BadInput(
+                f"replies.ad_llm is for generation auction, not {self.generation}; leave it out "
+                "(mechanism llm-auction names its own)"
+            )
         if (self.server is None) == (self.engine == "openai"):
             raise BadInput(
                 "replies.engine is openai: give its address in replies.server"
@@ -137,7 +148,26 @@ class RepliesSpec(_Strict):
             log_ratios=self.log_ratios,
             temperature=self.temperature,
             rules=Rules(max_tokens=self.max_tokens),
+            ad_llm=None if self.ad_llm is None else AdLLM.load(self.ad_llm),
         )
+
+
+class UsersSpec(_Strict):
+    """Who reads replies, and how it is known what they do.
+
+    Attributes:
+        kind: `behavioural` (a click model, `agents.users`), `user-llm` (the LLM of `replies` plays
+            them, `agents.judge`), or `content` (nothing is clicked: ads are paid for how far they
+            move what the reply says, `agents.content`).
+        mode: how the User-LLM is asked: `score` (yes or no, for small LLMs) or `json`.
+    """
+
+    kind: Literal["behavioural", "user-llm", "content"] = "behavioural"
+    mode: Literal["score", "json"] = "score"
+
+
+def _by_kind(given: Any) -> Any:
+    return {"kind": given} if isinstance(given, str) else given
 
 
 class GroupSpec(_Strict):
@@ -179,8 +209,10 @@ class Scenario(_Strict):
         replications: R independent copies of the market, run together.
         mechanism: the market's mechanism.
         beside: further mechanisms that `admarket run` runs on the same requests and dice.
+        users: who reads replies: behavioural, user-llm or content.
         population: groups of advertisers; their sum is N.
         environment_seed: draws queries, users and private values, and seeds the recording.
+        training: how the Ad-LLM of its market is trained; None for the defaults.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = "scenario"
@@ -191,12 +223,15 @@ class Scenario(_Strict):
     catalog: CatalogSpec = CatalogSpec()
     requests: RequestsSpec = RequestsSpec()
     replies: RepliesSpec = RepliesSpec()
+    users: Annotated[UsersSpec, BeforeValidator(_by_kind)] = UsersSpec()
     mechanism: NamedSpec = Named(name="mosaic", parameters={"tau": 0.1})
     beside: list[NamedSpec] = []
     population: Annotated[list[GroupSpec], Field(min_length=1)] = [
         GroupSpec(objective="utility", count=6, learner=Named(name="hedge")),
         GroupSpec(objective="value", count=6, learner=Named(name="pacing")),
     ]
+
+    training: TrainingSpec | None = None
 
     def model_post_init(self, _: Any) -> None:
         """Refuse what would only fail later: mechanisms, learners, sizes."""
@@ -212,6 +247,11 @@ class Scenario(_Strict):
                 raise BadInput("target_roi is given for utility maximizers, who have none; drop it")
         if len({arm.name for arm in self.arms}) < len(self.arms):
             raise BadInput("a mechanism is listed twice in mechanism and beside; list each once")
+        if self.users.kind != "behavioural" and self.replies.source == "synthetic":
+            raise BadInput(
+                f"users {self.users.kind} read replies, and synthetic ones have no text; set "
+                "replies.source to recorded"
+            )
         if self.requests.ads > self.num_advertisers:
             raise BadInput(
                 f"requests.ads is {self.requests.ads} but the population has "

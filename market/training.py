@@ -83,10 +83,12 @@ class TrainingSpec(_Strict):
         alpha: α of LoRA.
         first_layer: LoRA adapts the layers from here on.
         temperature: at which the Ad-LLM is trained and sampled.
-        sentences: a reply ends with this many.
+        sentences: a reply ends with this many, that of the mention included.
         max_ads: ads a reply may show free of penalty.
         max_tokens: limit of a reply, mentions on top.
         held_out: queries kept for evaluation.
+        pool_tokens: limit of the recorded pool's replies: lower, so that what is taught is well
+            within the limit.
         pool_replies: replies by guided insertion per request, for demonstrations and distillation.
         pool_beta: β of the ideal rule that is distilled, in units of bids 1..100 per nat.
         warm_start: demonstrations.
@@ -103,11 +105,12 @@ class TrainingSpec(_Strict):
     rank: Count = 16
     alpha: Positive = 32.0
     first_layer: Annotated[int, Field(ge=0)] = 10
-    temperature: Positive = 0.7
-    sentences: Count = 2
+    temperature: Positive = 0.5
+    sentences: Annotated[int, Field(ge=2)] = 3
     max_ads: Count = 1
-    max_tokens: Annotated[int, Field(ge=16)] = 48
+    max_tokens: Annotated[int, Field(ge=16)] = 80
     held_out: Count = 32
+    pool_tokens: Annotated[int, Field(ge=16)] = 48
     pool_replies: Annotated[int, Field(ge=8)] = 12
     pool_beta: Positive = 1.5
     warm_start: StageSpec = StageSpec()

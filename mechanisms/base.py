@@ -6,9 +6,9 @@ Shapes, everywhere: requests B, candidate replies M, candidate ads n, advertiser
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -59,6 +59,15 @@ class Mechanism(ABC):
     """How replies must have been written for it (`mechanisms.recording`); None: any way."""
     tells_of_other_bids: ClassVar[bool] = True
     """Whether replies written live, under the bids played, tell what other bids would bring."""
+
+    @property
+    def writing(self) -> Mapping[str, Any]:
+        """What it asks of a recording of its own, by the names of a scenario's `replies`."""
+        return {} if self.generation is None else {"generation": self.generation}
+
+    def estimates(self, pool: ReplyPool) -> Mapping[str, Any]:
+        """How outcomes of bids are estimated from the pool, and how well; {} where none are."""
+        return {}
 
     @abstractmethod
     def allocate(self, pool: ReplyPool, bids: ArrayLike) -> Allocation:

@@ -1,7 +1,8 @@
 """Ad mentions in reply text: `@Title@[Ad-ID]`, written by the platform, parsed strictly.
 
 A mention counts only if id and title belong to the same candidate ad. Anything else that looks like
-one (an unknown id, an altered title) is malformed: it is counted, and exposes nobody.
+one (an unknown id, an altered title) is malformed: it is counted, and exposes nobody; `markers`
+says of each what is wrong with it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from mechanisms.errors import BadInput
 
 MENTION = re.compile(r"@(?P<title>[^@\[\]\n]+)@\[(?P<id>[A-Za-z0-9_.-]+)\]")
 _LOOKS_LIKE_ONE = re.compile(r"@[^@\n]*@\s*\[[^@\[\]\n]*\]?")
+FAULTS = ("malformed", "unknown-id", "altered-title", "duplicate")
+"""Why a marker counts for nobody; of several reasons, the first."""
 
 
 class AdCopy(Protocol):
@@ -43,23 +46,61 @@ class Parsed:
     malformed: int
 
 
+@dataclass(frozen=True)
+class Marker:
+    """Something that looks like a mention.
+
+    Attributes:
+        span: where it stands in the text, (start, end).
+        ad: the candidate ad that it mentions; None where it mentions nobody.
+        fault: why it does not, one of `FAULTS`; None for a mention. `malformed`: it is not of the
+            form `@Title@[Ad-ID]`. `unknown-id`: no candidate has the id. `altered-title`: the
+            candidate with that id has another title. `duplicate`: it repeats a mention.
+    """
+
+    span: tuple[int, int]
+    ad: int | None
+    fault: str | None
+
+
 def render(ad: AdCopy) -> str:
     """The mention of `ad` as it stands in a reply."""
     return f"@{ad.title}@[{ad.id}]"
 
 
+def markers(text: str, candidates: Sequence[AdCopy]) -> list[Marker]:
+    """All that looks like a mention in `text`, in order, and what is wrong with it."""
+    index = {ad.id: i for i, ad in enumerate(candidates)}
+    found: list[Marker] = []
+    mentioned: set[int] = set()
+    # Whatever MENTION matches, _LOOKS_LIKE_ONE matches at the same place: one scan finds both.
+    for like in _LOOKS_LIKE_ONE.finditer(text):
+        match = MENTION.fullmatch(like[0])
+        ad = index.get(match["id"]) if match else None
+        if match is None:
+            fault = "malformed"
+        elif ad is None:
+            fault = "unknown-id"
+        elif candidates[ad].title != match["title"]:
+            fault = "altered-title"
+        elif ad in mentioned:
+            fault = "duplicate"
+        else:
+            fault = None
+            mentioned.add(ad)
+        found.append(Marker(like.span(), ad if fault is None else None, fault))
+    return found
+
+
 def parse(text: str, candidates: Sequence[AdCopy]) -> Parsed:
     """Find the mentions of candidate ads in `text`; a repeated mention is malformed too."""
-    index = {ad.id: i for i, ad in enumerate(candidates)}
-    found: list[int] = []
-    spans: list[tuple[int, int]] = []
-    for match in MENTION.finditer(text):
-        ad = index.get(match["id"])
-        if ad is not None and candidates[ad].title == match["title"] and ad not in found:
-            found.append(ad)
-            spans.append(match.span())
-    malformed = len(_LOOKS_LIKE_ONE.findall(text)) - len(found)
-    return Parsed(tuple(found), tuple(spans), max(malformed, 0))
+    found = markers(text, candidates)
+    shown = [(marker.ad, marker.span) for marker in found if marker.ad is not None]
+    return Parsed(
+        ads=tuple(ad for ad, _ in shown),
+        spans=tuple(span for _, span in shown),
+        malformed=len(found) - len(shown),
+    )
 
 
 def disarm(text: str) -> str:

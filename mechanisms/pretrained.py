@@ -21,13 +21,15 @@ Shapes: requests B, replies M, ads n, grid bids G.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mechanisms.base import Allocation, Mechanism, Outcome
+from mechanisms.base import Allocation, Mechanism, Outcome, blocks
 from mechanisms.candidates import expectation
 from mechanisms.checks import Parametric, bid_grid, positive
 from mechanisms.errors import BadInput
@@ -40,45 +42,49 @@ PROFILES = "bid_profile"
 """Name of the pool's extra array (B, M, n): the bids under which each reply was written."""
 # Array elements a block of counterfactual weights may hold: 2 MB of float64.
 _BLOCK = 250_000
-_WEIGHTS = "kernel weights under these bids"
+_WEIGHTS = "estimated weights under these bids"
 _MEND = (
-    " (see Pretrained.bandwidth): their outcomes rest on a single reply; record more replies, "
-    "or take a larger bandwidth"
+    " (see mechanisms.pretrained): their outcomes rest on a single reply; record more replies, "
+    "or take a larger bandwidth, if it has one"
 )
 
 
-@dataclass(frozen=True)
-class Pretrained(Parametric, Mechanism):
-    """The reply that the LLM writes to these bids, at first price.
+class BidReader(Parametric, Mechanism):
+    """An LLM that reads the bids and writes the reply, at first price.
 
-    Attributes:
-        bandwidth: h, in shares of the bids' sum; no matter in live mode. The default is about
-            Scott's rule, σ·M^(−1/(n+3)), for M = 24 replies, n = 3 to 4 ads and log-uniform
-            profiles, whose shares spread by σ = 0.25.
+    Subclasses say how recorded replies weigh under bids that they were not written under.
     """
 
-    name: ClassVar[str] = "pretrained"
     generation: ClassVar[str] = "auction"
     tells_of_other_bids: ClassVar[bool] = False
+    ad_llm: str | None = None
+    """The trained LLM that writes; None: the scenario's, as it is."""
 
-    bandwidth: float = 0.15
+    @property
+    def writing(self) -> Mapping[str, Any]:
+        """Replies by an LLM that reads the bids: the scenario's as it is, or a trained Ad-LLM."""
+        return {"generation": self.generation, "ad_llm": self.ad_llm}
 
-    def __post_init__(self) -> None:
-        positive("bandwidth", self.bandwidth)
+    @abstractmethod
+    def weights(self, pool: ReplyPool, bids: Floats) -> Floats:
+        """(B, K, M) probability of each reply under each of K bid profiles a request.
+
+        Args:
+            pool: B requests, M replies, n ads.
+            bids: (B, K, n).
+        """
 
     def allocate(self, pool: ReplyPool, bids: ArrayLike) -> Allocation:
         """Expected outcome of `bids`, (N,) by advertiser or (B, n) by request."""
         by_request = pool.bids_by_request(bids)
-        written = shares(_profiles(pool))
-        probabilities = self._weights(written, shares(by_request)[:, None])[:, 0]
+        probabilities = self.weights(pool, by_request[:, None])[:, 0]
         itctr = expectation(probabilities, pool.ctr)
         return Allocation(probabilities, itctr, first_price(by_request, itctr))
 
     def run(self, pool: ReplyPool, bids: ArrayLike, rng: np.random.Generator) -> Outcome:
         """As `Mechanism.run`; warns once per pool object if these bids leave too little choice."""
         outcome = super().run(pool, bids, rng)
-        sizes = effective_sample_size(outcome.probabilities)
-        warn_if_low(sizes, pool.shape[1], _WEIGHTS, _MEND, pool)
+        self._warn(pool, outcome.probabilities)
         return outcome
 
     def charge(
@@ -101,39 +107,74 @@ class Pretrained(Parametric, Mechanism):
         """
         by_request = pool.bids_by_request(bids)
         grid = bid_grid(pool, alternatives)
-        written = shares(_profiles(pool))
         (B, M, n), G = pool.shape, grid.shape[2]
         own = np.arange(n)
         itctr = np.empty_like(grid)
-        block = max(1, _BLOCK // max(1, n * G * M * n))
-        for start in range(0, B, block):
-            rows = slice(start, min(start + block, B))
+        for rows in blocks(B, n * G * M * n, _BLOCK):
             tried = np.repeat(by_request[rows, None, None], n, axis=1).repeat(G, axis=2)
             tried[:, own, :, own] = grid[rows].transpose(1, 0, 2)
-            weights = self._weights(written[rows], shares(tried).reshape(len(tried), n * G, n))
-            warn_if_low(effective_sample_size(weights), M, _WEIGHTS, _MEND, pool)
-            ctr = pool.ctr[rows].transpose(0, 2, 1)[..., None]
-            itctr[rows] = (weights.reshape(len(tried), n, G, M) @ ctr)[..., 0]
+            batch = pool.take(rows)
+            weights = self.weights(batch, tried.reshape(len(rows), n * G, n))
+            self._warn(pool, weights)
+            ctr = batch.ctr.transpose(0, 2, 1)[..., None]
+            itctr[rows] = (weights.reshape(len(rows), n, G, M) @ ctr)[..., 0]
         return itctr, first_price(grid, itctr)
 
-    def _weights(self, written: Floats, asked: Floats) -> Floats:
-        """(B, K, M) kernel weights of replies.
-
-        Args:
-            written: (B, M, n) shares under which each reply was written.
-            asked: (B, K, n) shares asked about.
-        """
-        squares = ((asked[:, :, None] - written[:, None]) ** 2).sum(axis=3)
-        # From the nearest, and twice by h, so that a bandwidth near 0 leaves the nearest reply.
-        further = squares - squares.min(axis=2, keepdims=True)
-        with np.errstate(over="ignore"):
-            weights = np.exp(-further / self.bandwidth / self.bandwidth / 2)
-        return weights / weights.sum(axis=2, keepdims=True)
+    def _warn(self, pool: ReplyPool, weights: Floats) -> None:
+        sizes = effective_sample_size(weights)
+        warn_if_low(sizes, weights.shape[-1], _WEIGHTS, _MEND, pool)
 
 
-def _profiles(pool: ReplyPool) -> Floats:
+@dataclass(frozen=True)
+class Pretrained(BidReader):
+    """The reply that the LLM writes to these bids, at first price.
+
+    Attributes:
+        bandwidth: h, in shares of the bids' sum; no matter in live mode. The default is about
+            Scott's rule, σ·M^(−1/(n+3)), for M = 24 replies, n = 3 to 4 ads and log-uniform
+            profiles, whose shares spread by σ = 0.25.
+    """
+
+    name: ClassVar[str] = "pretrained"
+
+    bandwidth: float = 0.15
+
+    def __post_init__(self) -> None:
+        positive("bandwidth", self.bandwidth)
+
+    def weights(self, pool: ReplyPool, bids: Floats) -> Floats:
+        """(B, K, M) kernel weights of the replies under bids (B, K, n)."""
+        return kernel_weights(shares(profiles_of(pool)), shares(bids), self.bandwidth)
+
+    def estimates(self, pool: ReplyPool) -> Mapping[str, Any]:
+        """By a kernel; its error is not measured."""
+        return {"estimate": "kernel", "bandwidth": self.bandwidth}
+
+
+def kernel_weights(written: Floats, asked: Floats, bandwidth: float) -> Floats:
+    """(B, K, M) weights of replies by how near their profiles are.
+
+    Args:
+        written: (B, M, n) shares under which each reply was written.
+        asked: (B, K, n) shares asked about.
+        bandwidth: h.
+    """
+    squares = ((asked[:, :, None] - written[:, None]) ** 2).sum(axis=3)
+    # From the nearest, and twice by h, so that a bandwidth near 0 leaves the nearest reply.
+    further = squares - squares.min(axis=2, keepdims=True)
+    with np.errstate(over="ignore"):
+        weights = np.exp(-further / bandwidth / bandwidth / 2)
+    return weights / weights.sum(axis=2, keepdims=True)
+
+
+def profiles_of(pool: ReplyPool) -> Floats:
+    """(B, M, n) bids under which each reply was written.
+
+    Raises:
+        BadInput: the pool does not say.
+    """
     profiles = pool.extra(
-        PROFILES, "the pre-trained Ad-LLM", "record them with replies.generation 'auction'"
+        PROFILES, "an LLM that reads the bids", "record them with replies.generation 'auction'"
     )
     if profiles.shape != pool.shape:
         raise BadInput(f"{PROFILES} has shape {profiles.shape}; give (B, M, n) = {pool.shape}")

@@ -8,6 +8,7 @@ from typing import Any
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
 from mechanisms.llm_auction.ideal import IdealLLMAuction
+from mechanisms.llm_auction.mechanism import LLMAuction
 from mechanisms.mosaic import Mosaic
 from mechanisms.pretrained import Pretrained
 from mechanisms.segment import SegmentAuction
@@ -18,6 +19,7 @@ MECHANISMS: dict[str, type[Mechanism]] = {
     mechanism.name: mechanism
     for mechanism in (
         Mosaic,
+        LLMAuction,
         IdealLLMAuction,
         FirstPrice,
         GSP,

@@ -43,6 +43,7 @@ CLAIMS: Mapping[str, set[str]] = {
     "mosaic": _TRUTHFUL | {"reports"},
     "vcg": _TRUTHFUL,
     "llm-auction-ideal": _FIRST_PRICE,
+    "llm-auction": {"rational", "target", "bounded"} | _SOUND,
     "first-price": _FIRST_PRICE,
     "gsp": _FIRST_PRICE,
     "segment": _TRUTHFUL,

@@ -92,7 +92,10 @@ def pool_design(spec: TrainingSpec, replies: int | None = None) -> Design:
         guided_rate=GUIDED_RATE,
         mention_rate=MENTION_RATE,
         temperature=POOL_TEMPERATURE,
-        rules=Rules(sentences=spec.sentences, mentions=spec.max_ads, max_tokens=spec.max_tokens),
+        # A mention is a sentence of its own, behind these.
+        rules=Rules(
+            sentences=spec.sentences - 1, mentions=spec.max_ads, max_tokens=spec.pool_tokens
+        ),
     )
 
 

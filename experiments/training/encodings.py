@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.ad_llm.curves import LEVELS, Sweep, shares
+from experiments.ad_llm.curves import LEVELS, Sweep, first_before, shares
 from experiments.ad_llm.writers import Engines, Writer
 from experiments.training.data import training_pool, training_requests, users_by
 from experiments.training.stages import train
 from market.scenario import Scenario
 from market.training import TrainingSpec
 from mechanisms.llm_auction.ad_llm import AdLLM
-from mechanisms.mentions import MENTION
 from mechanisms.pool import ReplyPool
 from mechanisms.recording import Request
 
@@ -88,8 +87,9 @@ def _curve(
     engines = Engines(replies.model, replies.dtype, replies.engine)
     ad_llm = AdLLM.load(trained)
     writer = Writer.of(trained.parent.name, ad_llm, engines)
-    sweep = Sweep.of(requests[:SWEPT], seed, 1, LEVELS)
-    curve = shares(writer, sweep, _lead_ins(held, SWEPT))
+    swept = requests[:SWEPT]
+    sweep = Sweep.of(swept, seed, 1, LEVELS)
+    curve = shares(writer, sweep, _lead_ins(held, swept))
     band, rank, gain = curve.band(seed), curve.spearman(seed), curve.gain(seed)
     return {
         "levels": list(LEVELS),
@@ -99,21 +99,14 @@ def _curve(
         "spearman": [rank.mean, rank.low, rank.high],
         "gain": [gain.mean, gain.low, gain.high],
         "violation": curve.violation,
-        "requests": SWEPT,
+        "requests": len(curve.answers),
     }
 
 
-def _lead_ins(pool: ReplyPool, count: int) -> list[list[str | None]]:
-    """(count, 1) text before the mention of the first recorded reply that has one."""
+def _lead_ins(pool: ReplyPool, requests: Sequence[Request]) -> list[list[str | None]]:
+    """(R, 1) text before the mention of the first recorded reply that has one."""
     M = pool.shape[1]
     texts = pool.replies["text"].to_list()
-    found: list[list[str | None]] = []
-    for b in range(count):
-        matches = (MENTION.search(text) for text in texts[b * M : (b + 1) * M])
-        starts = [
-            text[: match.start()]
-            for text, match in zip(texts[b * M : (b + 1) * M], matches, strict=True)
-            if match
-        ]
-        found.append([starts[0] if starts else None])
-    return found
+    return [
+        [first_before(texts[b * M : (b + 1) * M], request)] for b, request in enumerate(requests)
+    ]

@@ -11,12 +11,14 @@ from), and at its end `policy/` (the Ad-LLM, for `AdLLM.load`) and `stage.json`.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from experiments.provenance import where
 from experiments.training.data import (
@@ -28,25 +30,27 @@ from experiments.training.data import (
 )
 from market.environment import LazyEngine
 from market.scenario import Scenario
-from market.training import TrainingSpec
+from market.training import StageSpec, TrainingSpec
 from mechanisms.errors import BadInput
 from mechanisms.llm.base import Engine
+from mechanisms.llm.weights import identity
 from mechanisms.llm_auction.ad_llm import AdLLM
 from mechanisms.llm_auction.impressions import Impressions
 from mechanisms.llm_auction.pctr import Embeddings
 from mechanisms.llm_auction.prompt import PromptStyle
 from mechanisms.llm_auction.reward import ResponseReward
 from mechanisms.llm_auction.training.irpo import IRPO, IRPOSettings
+from mechanisms.llm_auction.training.keeping import keep_text
 from mechanisms.llm_auction.training.online import Online, OnlineSettings
-from mechanisms.llm_auction.training.policy import LoRA, Policy, seeded
+from mechanisms.llm_auction.training.policy import LoRA, Policy
 from mechanisms.llm_auction.training.sampling import Sampler
+from mechanisms.llm_auction.training.streams import DISTILL, LOGS, WARM_START, seeded
 from mechanisms.llm_auction.training.supervised import learn
-from mechanisms.llm_auction.training.targets import PoolTeacher
+from mechanisms.llm_auction.training.targets import Example, PoolTeacher
 from mechanisms.llm_auction.training.trainer import Log, Schedule
 from mechanisms.policies import Rules
 from mechanisms.pool import ReplyPool
 
-LOGS = 21  # purpose of a random stream
 STAGES = ("warm-start", "distill", "irpo", "online")
 Say = Callable[[str], None]
 
@@ -82,22 +86,21 @@ def train(
         )
     spec = scenario.training or TrainingSpec()
     begun = AdLLM.load(start) if start is not None else untrained(scenario)
-    if begun.style != (wanted := untrained(scenario).style):
-        raise BadInput(f"{start} was trained on prompts {begun.style}, the scenario has {wanted}")
-    _claim(scenario, stage, seed, out, begun)
+    _refuse_other_settings(begun, untrained(scenario), start)
+    split = training_requests(scenario)
+    _claim(scenario, stage, seed, out, begun, split)
     policy_folder, done = out / "policy", out / "stage.json"
     if done.exists():
         say(f"{stage}: done before, in {out}")
         return policy_folder
-    work = Workshop.open(scenario, seed, say)
+    work = Workshop.open(scenario, split, seed, say)
     lora = LoRA(spec.rank, spec.alpha, spec.first_layer) if spec.method == "lora" else None
     policy = Policy(begun, lora, seed)
-    started = time.perf_counter()
     seen = RUNNERS[stage](work, policy, out / "work")
     record = {
         "stage": stage,
         "start": None if start is None else str(start),
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(sum(seen["phases"].values()), 1),
         **seen,
         "fingerprint": policy.fingerprint,
         "training": spec.model_dump(mode="json"),
@@ -109,7 +112,9 @@ def train(
     policy.save(
         policy_folder, {"scenario": scenario.name, "seed": seed, "stages": [*earlier, told]}
     )
-    done.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    keep_text(json.dumps(record, indent=1) + "\n", done)
+    phases = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in seen["phases"].items())
+    say(f"{stage}: {phases}")
     return policy_folder
 
 
@@ -124,15 +129,34 @@ def untrained(scenario: Scenario) -> AdLLM:
     )
 
 
-def _claim(scenario: Scenario, stage: str, seed: int, out: Path, begun: AdLLM) -> None:
+def _refuse_other_settings(begun: AdLLM, wanted: AdLLM, start: Path | None) -> None:
+    """A start that is asked or served otherwise than the scenario says would change what is said.
+
+    The model of one whose weights were all trained is its own folder.
+    """
+    for name in ("model", "style", "rules", "temperature"):
+        there, asked = getattr(begun, name), getattr(wanted, name)
+        if there != asked and not (name == "model" and begun.adapter is None):
+            raise BadInput(f"{start} was trained with {name} {there}, the scenario has {asked}")
+
+
+def _claim(
+    scenario: Scenario, stage: str, seed: int, out: Path, begun: AdLLM, split: Split
+) -> None:
     """Note what is asked for; a folder in which something else was asked for is left alone."""
     spec = scenario.training or TrainingSpec()
+    told = [
+        [r.query, r.user_id, r.user, [[ad.id, ad.title, ad.text, ad.tagline] for ad in r.ads]]
+        for r in split.train
+    ]
     asked = {
         "stage": stage,
-        "scenario": scenario.model_dump(mode="json"),
+        "replies": scenario.replies.model_dump(mode="json"),
         "training": spec.model_dump(mode="json"),
         "seed": seed,
         "start": begun.identity,
+        "model": identity(begun.model),
+        "requests": hashlib.sha256(json.dumps(told).encode()).hexdigest(),
     }
     file = out / "request.json"
     if file.exists():
@@ -140,7 +164,7 @@ def _claim(scenario: Scenario, stage: str, seed: int, out: Path, begun: AdLLM) -
             raise BadInput(f"{out} holds another run of training; give another --out, or delete it")
         return
     out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
+    keep_text(json.dumps(asked, indent=1) + "\n", file)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,9 +179,8 @@ class Workshop:
     say: Say
 
     @classmethod
-    def open(cls, scenario: Scenario, seed: int, say: Say) -> Workshop:
-        """Requests and the recorded pool; users judge by its norms throughout."""
-        split = training_requests(scenario)
+    def open(cls, scenario: Scenario, split: Split, seed: int, say: Say) -> Workshop:
+        """With the recorded pool; users judge by its norms throughout."""
         pool = training_pool(scenario, split.train, split.num_ads, say)
         spec = scenario.training or TrainingSpec()
         return cls(scenario, spec, split, pool, seed, say)
@@ -173,14 +196,14 @@ class Workshop:
 
     def teacher(self, policy: Policy) -> PoolTeacher:
         """Draws from the recorded pool."""
-        return PoolTeacher(policy, self.pool, self.split.train, self.spec.pool_beta)
+        return PoolTeacher(policy, self.pool, self.split.train, self.spec.pool_beta, self.reward)
 
     def logs(self, viewers: int) -> Impressions:
         """Clicks on the recorded pool: what a platform has logged before it trains its LLM."""
         copies = {
             ad.id: f"{ad.title}. {ad.text}" for request in self.split.train for ad in request.ads
         }
-        rng = seeded(self.seed, LOGS)
+        rng = seeded(self.seed, LOGS, 0)
         return Impressions.of_pool(self.pool, copies).drawn(self.pool.ctr, rng, viewers)
 
     def sampler(self) -> Sampler:
@@ -188,29 +211,38 @@ class Workshop:
         reference = LazyEngine(self.scenario).open()
         return Sampler(reference, users_by(self.pool), _Writers(self.scenario), POOL_TEMPERATURE)
 
-    def progress(self, stage: str, steps: int) -> Callable[[Log], None]:
+    def progress(self, steps: int) -> Callable[[Log], None]:
         """Says a line every tenth of the steps."""
         every = max(1, steps // 10)
 
         def say(row: Log) -> None:
             if (row["step"] + 1) % every == 0:
-                self.say(f"{stage}: step {int(row['step']) + 1} of {steps}, loss {row['loss']:.3f}")
+                self.say(f"step {int(row['step']) + 1} of {steps}: loss {row['loss']:.3f}")
 
         return say
 
 
 def _warm_start(work: Workshop, policy: Policy, folder: Path) -> dict[str, Any]:
-    return _supervised(work, policy, folder, "warm-start", work.teacher(policy).demonstration)
+    draw = work.teacher(policy).demonstration
+    return _supervised(work, policy, folder, work.spec.warm_start, draw, WARM_START)
 
 
 def _distill(work: Workshop, policy: Policy, folder: Path) -> dict[str, Any]:
-    return _supervised(work, policy, folder, "distill", work.teacher(policy).distilled)
+    draw = work.teacher(policy).distilled
+    return _supervised(work, policy, folder, work.spec.distill, draw, DISTILL)
 
 
-def _supervised(work: Workshop, policy: Policy, folder: Path, name: str, draw) -> dict[str, Any]:
-    spec = work.spec.warm_start if name == "warm-start" else work.spec.distill
+def _supervised(
+    work: Workshop,
+    policy: Policy,
+    folder: Path,
+    spec: StageSpec,
+    draw: Callable[[np.random.Generator], Example],
+    purpose: int,
+) -> dict[str, Any]:
     schedule = Schedule(spec.steps, spec.batch, spec.lr)
-    log = learn(policy, draw, schedule, folder, work.seed, work.progress(name, spec.steps))
+    key = (work.seed, purpose)
+    log = learn(policy, draw, schedule, folder, key, work.progress(spec.steps))
     return {"phases": {"train": round(sum(row["seconds"] for row in log), 1)}, "log": log}
 
 

@@ -62,7 +62,8 @@ class Journaled:
         self.path = Path(path)
         self._engine_id = [type(engine).__name__, *identity(engine.model)]
         self._engine_id += [str(getattr(engine, name, None)) for name in _SETTINGS]
-        self._engine_id += filter(None, [getattr(engine, "served_model", None)])
+        for name in ("served_model", "adapter"):
+            self._engine_id += filter(None, [getattr(engine, name, None)])
         self._guard = threading.Lock()
         self._known: dict[str, dict[int, Any]] = {}
         self._guided: Counter[str] = Counter()

@@ -9,13 +9,16 @@ the batch's matrix products.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from mechanisms.errors import BadInput
+from mechanisms.llm import adapters
 from mechanisms.llm.base import NONE_FINISHED, Guide, Sample, Samples, Scores
 from mechanisms.llm.chat import ChatTokenizer
 from mechanisms.llm.continuation import check_draw, check_replies
@@ -23,6 +26,7 @@ from mechanisms.llm.decoding import Row, choose, compact
 from mechanisms.llm.prefix import NAME as SHARED_PREFIX
 from mechanisms.llm.prefix import SharedPrefixCache
 from mechanisms.llm.weights import locate
+from mechanisms.llm_auction.prompt import SYMBOLS
 
 SCORED_TOKENS = 3072  # scored at once: more would not fit the caches of a CPU core
 SCORED_WIDTH = 24  # counted as so many rows, a prompt leaves room for eight in a batch
@@ -38,6 +42,7 @@ class TransformersEngine(ChatTokenizer):
         dtype: `bf16` or `fp32`, of weights and cache; probabilities are always computed in fp32.
         device: `cpu`, `cuda`, or None for CUDA where there is one.
         batch_rows: replies decoded at once.
+        adapter: folder of a LoRA adapter to serve the model with (`mechanisms.llm.adapters`).
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class TransformersEngine(ChatTokenizer):
         dtype: str = "bf16",
         device: str | None = None,
         batch_rows: int = 192,
+        adapter: Path | None = None,
     ) -> None:
         from transformers import AutoModelForCausalLM
 
@@ -57,15 +63,65 @@ class TransformersEngine(ChatTokenizer):
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         path = locate(model)
         super().__init__(model)
+        # An adapter is added to the weights as stored, and rounded with them.
         self.network = AutoModelForCausalLM.from_pretrained(
-            path, dtype=DTYPES[dtype], attn_implementation=SHARED_PREFIX
+            path,
+            dtype="auto" if adapter else DTYPES[dtype],
+            attn_implementation=SHARED_PREFIX,
         )
         if getattr(self.network.config, "sliding_window", None):
             raise BadInput(
                 f"model {model} uses sliding-window attention, which this engine does not serve; "
                 "serve it with vLLM, or choose a full-attention model"
             )
+        self.adapter: str | None = None
+        self._stored: dict[str, Tensor] = {}
+        self._embedded: RemovableHandle | None = None
+        if adapter:
+            self._stored = adapters.merge(self.network, adapter)
+            self._adapted(adapter)
         self.network.to(self.device).eval()
+
+    def load_adapter(self, folder: Path) -> None:
+        """Serve the model with the adapter in `folder` instead of the one it was opened with.
+
+        Comes to the same weights, to the last bit, as opening an engine with it.
+
+        Raises:
+            BadInput: the engine was opened without an adapter, or with one of other modules.
+        """
+        if not adapters.modules(folder) <= set(self._stored):
+            # their weights were rounded without it
+            raise BadInput(
+                f"adapter {folder} is of other modules than the one that the engine was opened "
+                "with; open another engine"
+            )
+        for module, weight in self._stored.items():
+            self.network.get_submodule(module).weight.data = weight
+        adapters.merge(self.network, folder)
+        self._adapted(folder)
+
+    def _adapted(self, folder: Path) -> None:
+        """Round all weights to the engine's dtype, and embed bids if the adapter does."""
+        for weight in self.network.parameters():  # no buffers: rotations are kept in fp32
+            weight.data = weight.data.to(self.device, DTYPES[self.dtype])
+        self.network.config.dtype = DTYPES[self.dtype]
+        self.adapter = adapters.identity(folder)
+        if self._embedded is not None:
+            self._embedded.remove()
+            self._embedded = None
+        levels = adapters.bid_embedding(folder)
+        if levels is None:
+            return
+        symbols = [self.encode(symbol) for symbol in SYMBOLS]
+        if any(len(tokens) != 1 for tokens in symbols):
+            raise BadInput(
+                f"adapter {folder} embeds bid symbols that model {self.model} has no token for; "
+                "give the LLM that it was trained on, or train with other codes of bids"
+            )
+        embedding = self.network.get_input_embeddings()
+        ids = [token for (token,) in symbols]
+        self._embedded = adapters.embed_levels(embedding, ids, levels)
 
     @torch.inference_mode()
     def generate(

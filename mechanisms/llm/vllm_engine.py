@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mechanisms.errors import BadInput
+from mechanisms.llm import adapters
 from mechanisms.llm.base import NONE_FINISHED, Guide, Sample, Samples, Scores
 from mechanisms.llm.chat import ChatTokenizer
 from mechanisms.llm.continuation import (
@@ -52,6 +54,7 @@ class VLLMEngine(ChatTokenizer):
         dtype: `bf16` or `fp32`, of weights and cache; probabilities are always computed in fp32.
         rows: replies under way at once.
         cache_gib: size of the cache for prompts and replies, on a CPU; a GPU's is vLLM's choice.
+        adapter: folder of a LoRA adapter to serve the model with; not one with `bid_embedding`.
         options: passed on to vLLM (`tensor_parallel_size`, `max_model_len`, ...).
     """
 
@@ -62,6 +65,7 @@ class VLLMEngine(ChatTokenizer):
         *,
         rows: int = 128,
         cache_gib: float = 1.0,
+        adapter: Path | None = None,
         **options: Any,
     ) -> None:
         if dtype not in DTYPES:
@@ -79,6 +83,19 @@ class VLLMEngine(ChatTokenizer):
         super().__init__(model)
         self.model = model
         self.dtype = dtype
+        self.adapter = adapters.identity(adapter) if adapter else None
+        self._lora = None
+        if adapter:
+            from vllm.lora.request import LoRARequest
+
+            if adapters.bid_embedding(adapter) is not None:
+                raise BadInput(
+                    f"vLLM cannot serve the bid embedding of adapter {adapter}; choose engine "
+                    "transformers, or train with other codes of bids"
+                )
+            self._lora = LoRARequest("adapter", 1, str(adapter))
+            room = max(8, 1 << (adapters.rank(adapter) - 1).bit_length())  # a power of two
+            options = {"enable_lora": True, "max_lora_rank": room} | options
         if current_platform.is_cpu():
             options = self._cpu_options(cache_gib) | options
         self._llm = LLM(
@@ -269,7 +286,7 @@ class VLLMEngine(ChatTokenizer):
         if salt:
             prompt["cache_salt"] = salt
         name = next(self._ids)
-        self._engine.add_request(name, prompt, params)
+        self._engine.add_request(name, prompt, params, lora_request=self._lora)
         return name
 
     def _temper(self, temperature: float) -> None:
@@ -294,7 +311,7 @@ class VLLMEngine(ChatTokenizer):
 
         prompt = {"prompt_token_ids": self.chat_tokens("")}
         params = SamplingParams(max_tokens=1, logprobs=5, detokenize=False, seed=0)
-        (output,) = self._llm.generate([prompt], params, use_tqdm=False)
+        (output,) = self._llm.generate([prompt], params, use_tqdm=False, lora_request=self._lora)
         (row,) = output.outputs[0].logprobs
         ranked = sorted((each.logprob for each in row.values()), reverse=True)
         return ranked[0] - ranked[4]

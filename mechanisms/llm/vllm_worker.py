@@ -21,7 +21,12 @@ class Tempered:
             # In fp32: rounding to bf16 once more would cost as much as the LLM's own rounding.
             return logits if logits is None else logits.float().div_(module.temperature)
 
-        heads = [m for m in self.get_model().modules() if isinstance(m, LogitsProcessor)]
+        # With adapters a head is wrapped, and the wrapper is what is called.
+        heads = [
+            module
+            for module in self.get_model().modules()
+            if isinstance(getattr(module, "base_layer", module), LogitsProcessor)
+        ]
         for head in heads:
             if not hasattr(head, "temperature"):
                 head.register_forward_hook(divide)

@@ -17,7 +17,9 @@ from mechanisms.errors import BadInput
 from mechanisms.llm_auction.prompt import PromptStyle
 from mechanisms.policies import Rules
 
-CARD = "ad_llm.json"
+CARD, CONFIG = "ad_llm.json", "adapter_config.json"
+HERE = "."
+"""The model of a card beside which the whole model stands."""
 BUNDLED = Path(__file__).with_name("adapters")
 """Adapters that come with the program; their names can be given instead of a path."""
 
@@ -55,7 +57,7 @@ class AdLLM:
         try:
             card = json.loads((folder / CARD).read_text(encoding="utf-8"))
             return cls(
-                model=card["model"],
+                model=str(folder) if card["model"] == HERE else card["model"],
                 adapter=folder if card["adapter"] else None,
                 style=PromptStyle(**card["style"]),
                 rules=Rules(**card["rules"]),
@@ -74,6 +76,8 @@ class AdLLM:
     def write_card(self, folder: Path) -> None:
         """Write `ad_llm.json`, beside which the adapter's files stand."""
         card = asdict(replace(self, adapter=None)) | {"adapter": self.adapter is not None}
+        if self.model == str(folder):
+            card["model"] = HERE  # the folder may be moved
         text = json.dumps(card, indent=1, ensure_ascii=False, sort_keys=True)
         (folder / CARD).write_text(text + "\n", encoding="utf-8")
 
@@ -83,6 +87,6 @@ class AdLLM:
         card = asdict(replace(self, adapter=None, training={}))
         said = [json.dumps(card, sort_keys=True)]
         if self.adapter is not None:
-            for file in sorted(self.adapter.glob("*.safetensors")):
+            for file in sorted([*self.adapter.glob("*.safetensors"), self.adapter / CONFIG]):
                 said.append(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}")
         return said

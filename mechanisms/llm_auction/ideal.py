@@ -21,6 +21,7 @@ from mechanisms.base import Allocation
 from mechanisms.candidates import GibbsMechanism
 from mechanisms.checks import non_negative, whole
 from mechanisms.kernels.gibbs_numba import DECLARED, PER_CLICK
+from mechanisms.llm_auction.reward import response_penalty
 from mechanisms.payments import first_price
 from mechanisms.pool import Floats, Ints, ReplyPool
 
@@ -47,7 +48,7 @@ class IdealLLMAuction(GibbsMechanism):
 
     def response_penalty(self, pool: ReplyPool) -> Floats:
         """(B, M) `s_resp`: malformed or unknown mentions, plus ads beyond `max_ads`."""
-        return pool.malformed + np.maximum(pool.exposure.sum(axis=2) - self.max_ads, 0)
+        return response_penalty(pool.exposure, pool.malformed, self.max_ads)
 
     def base_log_weights(self, pool: ReplyPool) -> Floats:
         """(B, M) `log w_j − λ·s_resp_j/β`."""

@@ -10,14 +10,19 @@ All of it stands in the user turn. Two layouts:
 How bids enter is a `PromptStyle` too, since small LLMs hardly read numbers (*bid blindness*).
 
 Ads are data. An ad enters as JSON strings on one line, so it cannot end its entry or add another;
-without `@`, so that an LLM that recites its list of ads shows nobody; and, where symbols stand for
-bids, without these. The examples' products are no candidates: an LLM that recites them writes a
-malformed mention.
+without `@`, so that an LLM that recites its list of ads shows nobody; and without the marks or
+symbols that stand for bids (a title that has them is refused: copied without, it would be another).
+The examples' products are no candidates: an LLM that recites them writes a malformed mention.
+
+Tallies and symbols tell eleven levels apart. Between these an auction by such an LLM does not
+answer to a bid, so the continuity that LLM-Auction's theorem 4.3 assumes holds in the mean over the
+others' bids at most.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +34,7 @@ from mechanisms.pool import Floats, Ints
 
 LAYOUTS = ("full", "compact")
 BID_CODES = ("digits", "ranks", "tally", "embedding")
-SYMBOLS = "数下方有件了是从取例接"
+SYMBOLS = "数下方有件了是型取例接"
 """One token each, in the LLMs that we know: bid levels 0, 10, ..., 100 of the code `embedding`."""
 
 _TASK = (
@@ -99,7 +104,7 @@ class PromptStyle:
         order = np.argsort(-shown, kind="stable") if self.ordered else np.arange(len(shown))
         listed = [(ads[i], codes[i]) for i in order]
         entries = [
-            (self._data(ad.title), self._data(ad.id), self._data(ad.tagline or ad.text), code)
+            (self._title(ad), self._data(ad.id), self._data(ad.tagline or ad.text), code)
             for ad, code in listed
         ]
         if self.layout == "compact":
@@ -129,7 +134,18 @@ class PromptStyle:
     def _data(self, text: str) -> str:
         """Text of an ad, a query or a user, as it may stand in a prompt."""
         plain = one_line(text)
+        if self.bids == "tally":
+            return _TALLIES.sub("+", plain)
         return plain.translate(_NO_SYMBOLS) if self.bids == "embedding" else plain
+
+    def _title(self, ad: AdCopy) -> str:
+        title = self._data(ad.title)
+        if title != one_line(ad.title):
+            raise BadInput(
+                f"title {ad.title!r} of ad {ad.id!r} holds what stands for bids where they are "
+                f"shown by {self.bids}; change the title, or show bids in another way"
+            )
+        return title
 
     def _coded(
         self, products: Sequence[tuple[str, str, str, int]]
@@ -154,6 +170,7 @@ def shown_bids(bids: Floats) -> Ints:
     return np.maximum(np.rint(100 * relative), 1).astype(np.int64)
 
 
+_TALLIES = re.compile(r"\+(?:\s+\+)+")
 _NO_SYMBOLS = str.maketrans("", "", SYMBOLS)
 
 

@@ -3,6 +3,9 @@
 The markers that the LLM itself writes are the mentions, if they name a candidate ad exactly; any
 other is malformed, is counted, and is taken apart before the user reads it.
 
+The LLM may be one that was trained for it (`Design.ad_llm`); how fluent its replies are is said by
+the reference LLM all the same.
+
 `log_ref` and `log_gen` are 0, that is, no importance weights are claimed. Each reply was drawn from
 a distribution of its own, the LLM's at its bid profile, and all that is known of other bids is that
 near ones read alike (`mechanisms.pretrained`).
@@ -22,7 +25,7 @@ from mechanisms import pretrained
 from mechanisms.errors import BadInput
 from mechanisms.insertion import masked_mean, repeats
 from mechanisms.llm.base import END, Engine, Sample
-from mechanisms.llm_auction.prompt import auction_prompt, shown_bids
+from mechanisms.llm_auction.prompt import PromptStyle, shown_bids
 from mechanisms.mentions import AdCopy, disarm, ends_sentence, parse, render, without_mentions
 from mechanisms.policies import Rules
 from mechanisms.pool import Floats
@@ -43,8 +46,17 @@ def write_auction(
     design: Design,
     seed: int,
     keys: Sequence[int] | None,
+    writer: Engine | None = None,
 ) -> Recorded:
     """Write M replies to each request, each under the request's bids or a profile of its own.
+
+    Args:
+        requests: B requests.
+        engine: the reference LLM, by which users judge what is fluent.
+        design: `design.writing` says how the LLM that writes is asked.
+        seed: of bid profiles and replies.
+        keys: (B,) see `mechanisms.recording.record`.
+        writer: the LLM that writes; default `engine`.
 
     Returns:
         The replies; `log_ref` and `log_gen` (B, M), which are 0; and the extra array `bid_profile`
@@ -53,27 +65,32 @@ def write_auction(
     B, M = len(requests), design.replies
     keys = range(B) if keys is None else keys
     profiles = bid_profiles(requests, M, seed, keys)
-    guide = Ending(engine, requests, design.rules)
+    writer, writing = writer or engine, design.writing
+    guide = Ending(writer, requests, writing.rules)
     ask = {
         "max_new_tokens": guide.limit + 1,
-        "temperature": design.temperature,
+        "temperature": writing.temperature,
         "seed": seed,
         "guide": guide,
     }
     drawn: list[list[tuple[Sample, _Draft]]]
     if all(request.bids is not None for request in requests):
         # One prompt for all replies to a request, so that it runs once.
-        prompts = [_prompt(request, profiles[b, 0]) for b, request in enumerate(requests)]
-        samples = engine.generate(prompts, M, keys=keys, **ask)
+        prompts = [_prompt(writing.style, r, profiles[b, 0]) for b, r in enumerate(requests)]
+        samples = writer.generate(prompts, M, keys=keys, **ask)
         drawn = [[(s, guide.drafts[b, k]) for k, s in enumerate(r)] for b, r in enumerate(samples)]
     else:
-        prompts = [_prompt(r, profiles[b, k]) for b, r in enumerate(requests) for k in range(M)]
+        prompts = [
+            _prompt(writing.style, request, bids)
+            for request, row in zip(requests, profiles, strict=True)
+            for bids in row
+        ]
         own = [int(key) * _REPLIES + k for key in keys for k in range(M)]
-        flat = engine.generate(prompts, 1, keys=own, **ask)
+        flat = writer.generate(prompts, 1, keys=own, **ask)
         each = [(row[0], guide.drafts[p, 0]) for p, row in enumerate(flat)]
         drawn = [each[b * M : (b + 1) * M] for b in range(B)]
     read = [
-        [_read(engine, sample, draft, request.ads) for sample, draft in row]
+        [_read(writer, engine, sample, draft, request.ads) for sample, draft in row]
         for row, request in zip(drawn, requests, strict=True)
     ]
     scores = engine.score(
@@ -95,7 +112,8 @@ def bid_profiles(
     """(B, M, n) bids to write under: the request's own, or log-uniform from [1, 100] per reply.
 
     Log-uniform, because replies depend on ratios of bids: any ratio is met as often as its inverse.
-    Reply k to request b draws from the stream (seed, keys[b], k), so it does not depend on M.
+    Reply k to request b draws from the stream (seed, keys[b], k), so it does not depend on M. (A
+    scrambled Sobol sequence in its place left the error of response surfaces as it was.)
 
     Raises:
         BadInput: bids of a wrong number, negative, NaN or infinite.
@@ -117,8 +135,8 @@ def bid_profiles(
     return profiles
 
 
-def _prompt(request: Request, bids: Floats) -> str:
-    return auction_prompt(request.query, request.user, request.ads, bids)
+def _prompt(style: PromptStyle, request: Request, bids: Floats) -> str:
+    return style.message(request.query, request.user, request.ads, bids)
 
 
 @dataclass(eq=False)
@@ -184,6 +202,8 @@ class _Reading(NamedTuple):
         titles: by ad mentioned, where in `tokens` its title stands: (start, end).
         malformed: markers taken apart.
         written: tokens that the LLM wrote.
+        raw: all that the LLM sampled.
+        broken_off: it was stopped in the middle of a sentence.
     """
 
     text: str
@@ -191,6 +211,8 @@ class _Reading(NamedTuple):
     titles: dict[int, tuple[int, int]]
     malformed: int
     written: int
+    raw: list[int]
+    broken_off: bool
 
     def measured(self, engine: Engine, log_probs: Floats) -> Written:
         """With `log_probs` (T,) of `tokens` under the reference prompt."""
@@ -212,16 +234,21 @@ class _Reading(NamedTuple):
             nativeness=native,
             tokens=self.written,
             forged=self.malformed,
+            raw=self.raw,
+            broken_off=self.broken_off,
         )
 
 
-def _read(engine: Engine, sample: Sample, draft: _Draft, ads: Sequence[AdCopy]) -> _Reading:
-    """What is shown of a sample: its mentions stand, other markers are taken apart.
+def _read(
+    writer: Engine, engine: Engine, sample: Sample, draft: _Draft, ads: Sequence[AdCopy]
+) -> _Reading:
+    """What is shown of the writer's sample: its mentions stand, other markers are taken apart.
 
-    A reply that was broken off is shown up to its last finished sentence, or else to a clause.
+    A reply that was broken off is shown up to its last finished sentence, or else to a clause. The
+    tokens are those of `engine`, which scores them.
     """
     end = (draft.last_boundary if draft.broken_off else 0) or len(sample.tokens)
-    raw = engine.decode(sample.tokens[:end]).strip()
+    raw = writer.decode(sample.tokens[:end]).strip()
     if draft.broken_off:
         raw = close(raw)
     parsed = parse(raw, ads)
@@ -238,4 +265,5 @@ def _read(engine: Engine, sample: Sample, draft: _Draft, ads: Sequence[AdCopy]) 
     rest = disarm(raw[at:])
     tokens += engine.encode(rest)
     text = "".join([*pieces, rest]).strip()
-    return _Reading(text, tokens, titles, parsed.malformed, len(sample.tokens))
+    sampled = sample.tokens.tolist()
+    return _Reading(text, tokens, titles, parsed.malformed, len(sampled), sampled, draft.broken_off)

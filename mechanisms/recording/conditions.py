@@ -66,7 +66,8 @@ def templates(design: Design, ads: int) -> dict[str, str]:
     else:
         kinds = [condition.prompt for condition in conditions(design, ads)]
         kinds += advertiser if design.log_ratios else []
-    return {kind: TEMPLATES[kind] for kind in ("reference", *kinds)}
+    known = TEMPLATES | {"auction": design.writing.style.message("", "", (), ())}
+    return {kind: known[kind] for kind in ("reference", *kinds)}
 
 
 def conditions(design: Design, ads: int) -> list[Condition]:

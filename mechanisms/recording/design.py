@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from mechanisms.errors import BadInput
+from mechanisms.llm_auction.ad_llm import AdLLM
+from mechanisms.llm_auction.prompt import PromptStyle
 from mechanisms.mentions import AdCopy
 from mechanisms.policies import Rules
 from mechanisms.pool import Bools, Floats
@@ -46,6 +48,9 @@ class Design:
         log_ratios: also score all replies under the LLM prompted on behalf of each advertiser.
         temperature: sampling temperature; all densities are at this temperature.
         rules: when replies offer a decision and when they end.
+        ad_llm: how the LLM that writes for generation `auction` is asked, at which temperature it
+            is sampled, and when its replies end. `temperature` is then of the LLM that says how
+            fluent they are. None: it is asked as one that has not been trained.
     """
 
     replies: int = 24
@@ -56,6 +61,7 @@ class Design:
     log_ratios: bool = False
     temperature: float = 0.3
     rules: Rules = field(default_factory=Rules)
+    ad_llm: AdLLM | None = None
 
     def __post_init__(self) -> None:
         if self.generation not in GENERATIONS:
@@ -75,6 +81,26 @@ class Design:
                 f"generation {self.generation!r} has no {name}; leave it out, or choose another "
                 "generation"
             )
+        if self.ad_llm is not None and self.generation != "auction":
+            raise BadInput(
+                f"generation {self.generation!r} has no ad_llm; leave it out, or choose generation "
+                "'auction'"
+            )
+
+    @property
+    def writing(self) -> AdLLM:
+        """Who writes for generation `auction`."""
+        untrained = AdLLM(
+            style=PromptStyle(), rules=self.rules, temperature=self.temperature, adapter=None
+        )
+        return self.ad_llm or untrained
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The design in words and numbers; an Ad-LLM by what tells it from others."""
+        said = asdict(replace(self, ad_llm=None))
+        del said["ad_llm"]
+        return said if self.ad_llm is None else said | {"ad_llm": self.ad_llm.identity}
 
     @property
     def weights_to(self) -> str:
@@ -136,6 +162,9 @@ class Written:
         tokens: tokens written, mentions included.
         forged: attempts of the LLM at a mention of its own; taken apart in `text`.
         events: at decisions and openings, in their order; see `mechanisms.insertion`.
+        raw: for generation `auction`, all that the LLM sampled, token by token: malformed markers,
+            what is cut off, and its end of turn where it wrote one.
+        broken_off: for generation `auction`, the LLM ran on, or in circles, until it was stopped.
     """
 
     text: str
@@ -146,6 +175,8 @@ class Written:
     tokens: int
     forged: int = 0
     events: Sequence[int] = ()
+    raw: Sequence[int] = ()
+    broken_off: bool = False
 
 
 class Recorded(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ def record(
     seed: int = 0,
     num_advertisers: int | None = None,
     keys: Sequence[int] | None = None,
+    writer: Engine | None = None,
 ) -> ReplyPool:
     """Have `engine` write M candidate replies to each request, and measure them.
 
@@ -41,6 +42,7 @@ def record(
         seed: of everything random; equal seeds give equal pools on the same machine.
         num_advertisers: N, default the largest index plus one.
         keys: (B,) numbers that identify the requests' random streams, default 0..B-1.
+        writer: writes in place of `engine`, for generation `auction` (`Design.ad_llm`).
 
     Raises:
         BadInput: no requests, requests with different numbers of ads, or an ad that mentions cannot
@@ -55,7 +57,7 @@ def record(
     for request in requests:
         for ad in request.ads:
             check_copy(ad)
-    written, log_ref, log_gen, extras = _write(requests, engine, design, seed, keys)
+    written, log_ref, log_gen, extras = _write(requests, engine, design, seed, keys, writer)
     features = measure(requests, written)
     judged = users(requests, features)
     pool = ReplyPool.from_arrays(
@@ -78,7 +80,7 @@ def record(
         source="recorded",
         model=engine.model,
         dtype=getattr(engine, "dtype", None),
-        design=asdict(design),
+        design=design.described,
         seed=seed,
         prompts=templates(design, pool.shape[2]),
         weights_to=design.weights_to,
@@ -94,9 +96,17 @@ def _write(
     design: Design,
     seed: int,
     keys: Sequence[int] | None,
+    writer: Engine | None,
 ) -> Recorded:
     """Replies by the way of writing that the design asks for."""
-    by = {"auction": write_auction, "token": write_tokens}.get(design.generation, write)
+    if design.generation == "auction":
+        return write_auction(requests, engine, design, seed, keys, writer)
+    if writer is not None:
+        raise BadInput(
+            f"generation {design.generation!r} has no writer of its own; leave it out, or choose "
+            "generation 'auction'"
+        )
+    by = write_tokens if design.generation == "token" else write
     return by(requests, engine, design, seed, keys)
 
 

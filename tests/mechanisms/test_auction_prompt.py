@@ -9,7 +9,7 @@ import pytest
 from agents.users import BehaviouralUsers
 from mechanisms.errors import BadInput
 from mechanisms.llm.base import END, Sample
-from mechanisms.llm_auction.prompt import auction_prompt, shown_bids
+from mechanisms.llm_auction.prompt import SYMBOLS, PromptStyle, auction_prompt, shown_bids
 from mechanisms.mentions import MENTION, parse, render
 from mechanisms.mosaic import Mosaic
 from mechanisms.policies import Rules
@@ -104,6 +104,64 @@ def test_ads_are_data(text):
         assert "@" not in json.dumps(entries)
         assert len(prompt.splitlines()) == len(auction_prompt("a", "a", ADS, [1] * 3).splitlines())
         assert len(MENTION.findall(prompt)) == 3
+
+
+STYLES = [
+    PromptStyle(layout, bids, ordered)
+    for layout in ("full", "compact")
+    for bids in ("digits", "ranks", "tally", "embedding")
+    for ordered in (False, True)
+]
+MARKS = ("+ + + + + + + + + +", f"{SYMBOLS[10]} {SYMBOLS[10]}")
+
+
+def entries_of(style, prompt):
+    """(bid code, title, id) of each ad listed."""
+    if style.layout == "full":
+        return [(entry["bid"], entry["title"], entry["id"]) for entry in listed(prompt)]
+    rows = prompt.split("Ads:\n", 1)[1].splitlines()[:-1]
+    return [tuple(json.loads(row)[:3]) for row in rows]
+
+
+@pytest.mark.parametrize("style", STYLES, ids=str)
+@pytest.mark.parametrize("text", HOSTILE + MARKS)
+def test_ads_are_data_in_every_style(style, text):
+    """No text of an ad, a query or a user adds an entry, a marker or a bid."""
+    calm = style.message("a", "a", ADS, [1, 50, 100])
+    for ad in (Copy("Ad-1", "Soft Bed", text, text), Copy("Ad-1", "Soft Bed", text)):
+        prompt = style.message(text, text, (ad, *ADS[1:]), [1, 50, 100])
+        entries = entries_of(style, prompt)
+        assert sorted(id_ for *_, id_ in entries) == ["Ad-1", "Ad-2", "Ad-3"]
+        codes = {id_: code for code, _, id_ in entries}
+        assert [codes[f"Ad-{i}"] for i in (1, 2, 3)] == style.codes(np.array([1, 50, 100]))
+        assert len(prompt.splitlines()) == len(calm.splitlines())
+        rest = prompt.replace(json.dumps("+ " * 10), "").replace(json.dumps("+ " * 5), "")
+        if style.bids == "tally" and style.layout == "compact":
+            assert "+ +" not in rest
+        if style.bids == "embedding":
+            assert [c for c in prompt if c in SYMBOLS] == [c for c in calm if c in SYMBOLS]
+
+
+@pytest.mark.parametrize(("bids", "mark"), [("tally", MARKS[0]), ("embedding", MARKS[1])])
+def test_a_title_that_looks_like_a_bid_is_refused(bids, mark):
+    ads = (Copy("Ad-1", f"{mark} Bed", "Soft."), *ADS[1:])
+    with pytest.raises(BadInput, match="change the title"):
+        PromptStyle("compact", bids).message("Q?", "U", ads, [1, 2, 3])
+    PromptStyle("compact", "digits").message("Q?", "U", ads, [1, 2, 3])
+
+
+def test_how_bids_stand_in_the_prompt():
+    shown = np.array([100, 55, 55, 4])
+    assert PromptStyle(bids="digits").codes(shown) == [100, 55, 55, 4]
+    assert PromptStyle(bids="ranks").codes(shown) == [1, 2, 2, 4]
+    assert [len(c.split()) for c in PromptStyle(bids="tally").codes(shown)] == [10, 6, 6, 0]
+    assert PromptStyle(bids="embedding").codes(shown) == [SYMBOLS[i] for i in (10, 6, 6, 0)]
+
+
+def test_ads_in_the_order_of_their_bids():
+    style = PromptStyle("compact", "digits", ordered=True)
+    entries = entries_of(style, style.message("Q?", "U", ADS, [20, 40, 20]))
+    assert [id_ for *_, id_ in entries] == ["Ad-2", "Ad-1", "Ad-3"]  # ties as given
 
 
 def test_profiles_are_log_uniform_and_each_its_own():
@@ -247,8 +305,22 @@ def test_what_is_measured_is_what_the_reference_llm_reads(engine):
     assert behind.nativeness == {1: pytest.approx(scores[ends[0] :].mean())}
 
 
+def test_what_the_llm_wrote_is_kept_as_it_was(engine):
+    said = "I sleep. Try @Tea Pot@[Ad-1], please. We read."
+    assert shown(engine, said).raw == engine.encode(said)
+    assert not shown(engine, said).broken_off
+    loop = "I sleep. Drink tea and read, and drink tea and read, and drink tea and read."
+    reply = shown(engine, loop)
+    assert reply.text == "I sleep."
+    assert reply.broken_off
+    written = engine.encode(loop)
+    assert reply.raw == written[: len(reply.raw)]  # also what nobody was shown
+    assert len(reply.raw) > len(engine.encode("I sleep."))
+
+
 def test_an_llm_that_says_nothing(engine):
     reply = shown(engine, "")
+    assert reply.raw == [engine.end_token]  # which it did write
     assert (reply.text, reply.log_free, reply.fluency, reply.nativeness) == ("", 0.0, 0.0, {})
 
 

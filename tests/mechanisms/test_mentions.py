@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from market.catalog import Ad
 from market.errors import BadInput
 from mechanisms.insertion import phrase_mention
-from mechanisms.mentions import MENTION, disarm, ends_sentence, parse, render
+from mechanisms.mentions import (
+    _LOOKS_LIKE_ONE,
+    FAULTS,
+    MENTION,
+    disarm,
+    ends_sentence,
+    markers,
+    parse,
+    render,
+)
 from mechanisms.policies import PHRASES
 from tests.tiny_llm import ADS, Copy
 
@@ -152,6 +161,57 @@ def test_parse_of_anything(text):
     for ad, (start, stop) in zip(parsed.ads, parsed.spans, strict=True):
         assert text[start:stop] == render(ADS[ad])
     assert set(parsed.ads) == {i for i, ad in enumerate(ADS) if render(ad) in text}
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("Drink tea.", []),
+        (f"{BED} {TEA}", [None, None]),
+        (f"{BED} and {BED} again", [None, "duplicate"]),
+        (f"{BED} {BED} {TEA} {BED}", [None, "duplicate", None, "duplicate"]),
+        ("@Tea Pot@[Ad-9]", ["unknown-id"]),
+        ("@Tea Pot@[ad-2]", ["unknown-id"]),
+        ("@Nobody@[x]", ["unknown-id"]),
+        ("@Tea Pot@[Ad-1]", ["altered-title"]),
+        ("@tea pot@[Ad-2]", ["altered-title"]),
+        ("@Tea Pot @[Ad-2]", ["altered-title"]),
+        ("@Tea Pot@ [Ad-2]", ["malformed"]),
+        ("@Tea Pot@[ Ad-2 ]", ["malformed"]),
+        ("@Tea Pot@[Ad-2", ["malformed"]),
+        ("@Tea Pot@[]", ["malformed"]),
+        ("@Tea [Pot]@[Ad-2]", ["malformed"]),
+        ("@@[Ad-2]", ["malformed"]),
+        ("@Tea Pot@[Ad-2, Ad-3]", ["malformed"]),
+        (f"@Tea Pot@[Ad-1] {TEA} {TEA}", ["altered-title", None, "duplicate"]),
+        (f"@nobody@[x {TEA}", ["malformed", None]),
+    ],
+)
+def test_markers_say_what_is_wrong(text, faults):
+    found = markers(text, ADS)
+    assert [marker.fault for marker in found] == faults
+    for marker in found:
+        assert text[slice(*marker.span)].startswith("@")
+        assert (marker.ad is None) == (marker.fault is not None)
+
+
+@settings(max_examples=200, deadline=None)
+@given(noise)
+def test_markers_agree_with_parse_and_its_rule(text):
+    """The rule of parsing as it reads: mentions are found, all else that looks like one counts."""
+    found = markers(text, ADS)
+    parsed = parse(text, ADS)
+    faulty = [marker for marker in found if marker.ad is None]
+    assert parsed.malformed == len(faulty)
+    assert all(marker.fault in FAULTS for marker in faulty)
+    assert parsed.ads == tuple(marker.ad for marker in found if marker.ad is not None)
+    mentioned = []
+    for match in MENTION.finditer(text):
+        ad = next((i for i, ad in enumerate(ADS) if render(ad) == match[0]), None)
+        if ad is not None and ad not in mentioned:
+            mentioned.append(ad)
+    assert parsed.ads == tuple(mentioned)
+    assert parsed.malformed == len(_LOOKS_LIKE_ONE.findall(text)) - len(mentioned)
 
 
 @settings(max_examples=300, deadline=None)

@@ -174,7 +174,7 @@ def test_warns_once_per_pool_where_one_reply_is_near():
     )
     for way in ways:
         met = pool()
-        with pytest.warns(LowEffectiveSampleSize, match="kernel weights under these bids"):
+        with pytest.warns(LowEffectiveSampleSize, match="estimated weights under these bids"):
             way(met)
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -17,6 +17,7 @@ def test_parameters_rebuild_the_mechanism(key):
 def test_names():
     assert list(MECHANISMS) == [
         "mosaic",
+        "llm-auction",
         "llm-auction-ideal",
         "first-price",
         "gsp",
@@ -32,9 +33,16 @@ def test_names():
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("mozaic", {}, "no mechanism 'mozaic'; there are mosaic, llm-auction-ideal, first-price"),
+        (
+            "mozaic",
+            {},
+            "no mechanism 'mozaic'; there are mosaic, llm-auction, llm-auction-ideal, first",
+        ),
         ("mosaic", {"tua": 1}, "mosaic has no parameter 'tua'; it has tau, offset, settlement"),
         ("mosaic", {}, "mosaic needs parameter 'tau'"),
+        ("llm-auction", {"ad_llm": 3}, "ad_llm is 3; give the name of a bundled Ad-LLM, or"),
+        ("llm-auction", {"estimate": "guess"}, "estimate is 'guess'; give one of 'surface'"),
+        ("llm-auction", {"bandwidth": 0}, "bandwidth is 0; give a finite number > 0"),
         ("mosaic", {"tau": 0}, "tau is 0; give a finite number > 0"),
         ("mosaic", {"tau": "warm"}, "tau is 'warm'"),
         ("mosaic", {"tau": 1, "offset": 1}, "offset is 1; give one of True, False"),

@@ -17,31 +17,43 @@ that was stopped goes on, to the same weights.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mechanisms.checks import non_negative, positive, whole
 from mechanisms.errors import BadInput
 from mechanisms.llm_auction.impressions import Impressions
 from mechanisms.llm_auction.pctr import PCTR, Embeddings, Training
 from mechanisms.llm_auction.reward import ResponseReward
-from mechanisms.llm_auction.training.packing import Pack, batches
-from mechanisms.llm_auction.training.policy import Policy, seeded
+from mechanisms.llm_auction.training.keeping import Clock, keep_tensors, keep_text
+from mechanisms.llm_auction.training.packing import TOKENS, Pack, batches
+from mechanisms.llm_auction.training.policy import Policy
 from mechanisms.llm_auction.training.preferences import Preference, dpo_loss, preferences
 from mechanisms.llm_auction.training.sampling import Sampled, Sampler, with_bids
+from mechanisms.llm_auction.training.streams import (
+    CLICKS,
+    DEPLOY,
+    DEPLOYED,
+    HELD,
+    ORDER,
+    PREFER,
+    PREFERRED,
+    derived,
+    seeded,
+)
 from mechanisms.llm_auction.training.trainer import Log, Schedule, Trainer
 from mechanisms.pool import Floats
 from mechanisms.recording.design import Request
 
-DEPLOY, PREFER, CLICKS, ORDER = 1, 2, 3, 4  # purposes of random streams
-TOKENS = 2200  # padded tokens in one pass
+HELD_SHARE = 0.2
+"""Of the questions, kept from the click model in all epochs, so that it can be checked on them."""
 
 
 @dataclass(frozen=True)
@@ -145,12 +157,12 @@ class IRPO:
             if not self.settings.oracle:
                 self.pctr = PCTR.load(folder / "pctr", self._embeddings)
             return json.loads(done.read_text(encoding="utf-8"))
-        clock = Clock()
+        clock = Clock(folder / "clock")
         clicked: dict[str, Any] = {}
         if not self.settings.oracle:
             clicked = self._deploy(epoch, folder)
             clock.note("deploy")
-            say(f"epoch {epoch + 1}: {clicked}")
+            say(f"epoch {epoch + 1}: {_line(clicked)}")
         sampled, rewards = self._sample(epoch, folder)
         clock.note("sample")
         preferred = self._preferences(sampled, rewards)
@@ -160,7 +172,7 @@ class IRPO:
             "revenue": float(sampled.revenue.mean()),
             "well_formed": float(sampled.well_formed.mean()),
         }
-        say(f"epoch {epoch + 1}: {len(preferred)} requests, {pairs} pairs; sampled {said}")
+        say(f"epoch {epoch + 1}: {len(preferred)} requests, {pairs} pairs; {_line(said)}")
         start = self._start(preferred, folder)
         clock.note("reference")
         log = self._train(epoch, preferred, start, folder)
@@ -177,9 +189,17 @@ class IRPO:
             "last": mean_log(log[-max(1, len(log) // 5) :]),
             "seconds": clock.seconds,
         }
-        save_file(self.policy.state(), weights)
-        done.write_text(json.dumps(seen, indent=1), encoding="utf-8")
+        keep_tensors(self.policy.state(), weights)
+        keep_text(json.dumps(seen, indent=1), done)
+        say(f"epoch {epoch + 1}: seconds {_line(seen['seconds'])}")
         return seen
+
+    @cached_property
+    def held_back(self) -> set[str]:
+        """Questions from which the click model never learns."""
+        queries = sorted({request.query for request in self.requests})
+        rng = seeded(self.seed, HELD, 0)
+        return set(rng.permutation(queries)[: round(HELD_SHARE * len(queries))].tolist())
 
     @property
     def _embeddings(self) -> Embeddings:
@@ -189,7 +209,7 @@ class IRPO:
 
     def _asked(self, count: int, *key: int) -> list[Request]:
         """Requests drawn with replacement, as evenly as can be, under fresh bids."""
-        rng = seeded(self.seed, *key)
+        rng = seeded(*key)
         rounds = -(-count // len(self.requests))
         order = np.concatenate([rng.permutation(len(self.requests)) for _ in range(rounds)])
         return with_bids([self.requests[i] for i in order[:count]], rng)
@@ -200,60 +220,63 @@ class IRPO:
         if done.exists():
             self.pctr = PCTR.load(folder / "pctr", self._embeddings)
             return json.loads(done.read_text(encoding="utf-8"))
-        asked = self._asked(self.settings.deployed, epoch, DEPLOY)
-        seed = derived(self.seed, epoch, DEPLOY)
+        asked = self._asked(self.settings.deployed, self.seed, DEPLOY, epoch)
+        seed = derived(self.seed, DEPLOYED, epoch)
         sampled = self.sampler.sample(self.policy, asked, 1, seed, folder / "deployment")
         shown = Impressions.of(sampled.requests, sampled.features)
-        clicks = shown.drawn(sampled.ctr, seeded(self.seed, epoch, CLICKS), self.settings.viewers)
-        learning, held = clicks.split(0.2, self.seed)
+        clicks = shown.drawn(sampled.ctr, seeded(self.seed, CLICKS, epoch), self.settings.viewers)
         if self.pctr is None and self.logs is not None:
-            learning = Impressions.stacked([self.logs, learning])
-        before = None if self.pctr is None else self.pctr.scores(held)
+            clicks = Impressions.stacked([self.logs, clicks])
+            deployed = np.arange(len(clicks)) >= len(self.logs)
+        else:
+            deployed = np.ones(len(clicks), dtype=bool)
+        known = ~np.isin(clicks.query, sorted(self.held_back))
+        checked = clicks.take(deployed & ~known)
+        before = self.pctr.scores(checked) if self.pctr and len(checked) else None
         self.pctr = PCTR.fit(
-            learning,
+            clicks.take(known),
             self._embeddings,
             training=Training(epochs=self.settings.pctr_epochs),
-            seed=derived(self.seed, epoch, DEPLOY),
-            validation=held,
+            seed=derived(self.seed, CLICKS, epoch),
+            validation=checked if len(checked) else None,
             start=self.pctr,
         )
         self.pctr.save(folder / "pctr")
         said = {
             "impressions": len(shown),
-            "clicks": int(clicks.clicks.sum()),
+            "clicks": int(clicks.clicks[deployed].sum()),
             "pctr_before": before,
-            "correlation_before": None if before is None else before["correlation"],
-            "correlation": self.pctr.history[-1]["correlation"],
+            "correlation_before": before and before["correlation"],
+            "correlation": self.pctr.history[-1].get("correlation"),
             "pctr": list(self.pctr.history),
         }
-        done.write_text(json.dumps(said), encoding="utf-8")
+        keep_text(json.dumps(said), done)
         return said
 
     def _sample(self, epoch: int, folder: Path) -> tuple[Sampled, Floats]:
         """Phase 2: replies of the policy and their rewards (B, K)."""
         s = self.settings
-        asked = self._asked(s.requests, epoch, PREFER)
-        seed = derived(self.seed, epoch, PREFER)
+        asked = self._asked(s.requests, self.seed, PREFER, epoch)
+        seed = derived(self.seed, PREFERRED, epoch)
         sampled = self.sampler.sample(self.policy, asked, s.samples, seed, folder / "samples")
         ctr = sampled.ctr
         if not s.oracle:
             assert self.pctr is not None
             ctr = self.pctr.click_probabilities(sampled.requests, sampled.features)
-        f = sampled.features
-        return sampled, self.reward(sampled.bids, ctr, f.exposure, f.malformed, f.complete)
+        return sampled, sampled.rewards(self.reward, ctr)
 
     def _preferences(self, sampled: Sampled, rewards: Floats) -> list[Preference]:
         prompts = [self.policy.prompt(r.query, r.user, r.ads, r.bids) for r in sampled.requests]
-        return preferences(prompts, sampled.tokens, rewards, self.settings.margin)
+        return preferences(
+            prompts, sampled.tokens, rewards, self.settings.margin, sampled.well_formed
+        )
 
     def _start(self, preferred: Sequence[Preference], folder: Path) -> list[torch.Tensor]:
         """By preference, log-probabilities under the policy that the epoch starts from."""
         file = folder / "start.safetensors"
         if not file.exists():
             scores = self.policy.score([each.pack for each in preferred])
-            fresh = file.with_suffix(".new")
-            save_file({f"{i:06d}": score for i, score in enumerate(scores)}, fresh)
-            fresh.rename(file)
+            keep_tensors({f"{i:06d}": score for i, score in enumerate(scores)}, file)
         kept = load_file(file)
         return [kept[name] for name in sorted(kept)]
 
@@ -268,7 +291,7 @@ class IRPO:
         each = -(-len(preferred) // s.batch)
         schedule = Schedule(max(1, s.passes * each), s.batch, s.lr)
         orders = [
-            seeded(self.seed, epoch, ORDER, turn).permutation(len(preferred))
+            seeded(self.seed, ORDER, epoch, turn).permutation(len(preferred))
             for turn in range(s.passes)
         ]
         trainer = Trainer(self.policy, schedule, folder / "training")
@@ -304,25 +327,12 @@ class IRPO:
         return {"loss": value, **mean, "pairs": float(total)}
 
 
-class Clock:
-    """Seconds between notes, by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._at = time.perf_counter()
-
-    def note(self, name: str) -> None:
-        """The time since the last note went into `name`."""
-        now = time.perf_counter()
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._at, 2)
-        self._at = now
-
-
-def derived(*key: int) -> int:
-    """A seed from a key."""
-    return int(seeded(*key).integers(2**31))
-
-
 def mean_log(log: Sequence[Log]) -> dict[str, float]:
     """The mean of some rows of a log, by column."""
     return {name: float(np.mean([row[name] for row in log])) for name in (log[0] if log else ())}
+
+
+def _line(said: Mapping[str, Any]) -> str:
+    """Figures in one line, lists of them left out."""
+    numbers = {name: value for name, value in said.items() if isinstance(value, int | float)}
+    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())

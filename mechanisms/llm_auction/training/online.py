@@ -3,13 +3,14 @@
 The paper's first open question. Each iteration the policy as it stands answers requests, K replies
 each under fresh bids, users click or do not, and the realised reward of a reply,
 `r = Σ_i b_i·click_i − λ·s_resp`, is compared with the others to the same request (GRPO, Shao et al.
-2024, arXiv 2402.03300; without the division by length, Liu et al. 2025, arXiv 2503.20783):
+2024, arXiv 2402.03300). Like Liu et al. (2025, arXiv 2503.20783) we divide neither by a reply's
+length nor by the spread of its group, which would make a click at a bid of 3 worth one at 95:
 
-    A_k = (r_k − mean r) / (std r + ε)
-    L = −Σ_k min(ρ_k·A_k, clip(ρ_k, 1 − c, 1 + c)·A_k) / K + κ·KL(π_θ ‖ π_0),   ρ_k = π_θ/π_sampled
+    A_k = (r_k − mean of its request) / (spread of the iteration)
+    L = Σ_k Σ_t [ κ·(e^x − 1 − x) − min(ρ·A_k, clip(ρ, 1 − c, 1 + c)·A_k) ] / K
 
-with the token-mean log-ratio in ρ, and e^x − 1 − x, x = log π_0/π_θ per token, as the estimate of
-the KL divergence from the policy that the stage started from.
+with, at token t of reply k, ρ = π_θ/π_sampled and x = log π_0 − log π_θ, whose term estimates the
+KL divergence from the policy π_0 that the stage started from.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mechanisms.checks import non_negative, positive, whole
 from mechanisms.llm_auction.reward import ResponseReward
-from mechanisms.llm_auction.training.irpo import TOKENS, Clock, derived, mean_log
-from mechanisms.llm_auction.training.packing import Pack, batches
-from mechanisms.llm_auction.training.policy import Policy, seeded
+from mechanisms.llm_auction.training.irpo import mean_log
+from mechanisms.llm_auction.training.keeping import Clock, keep_tensors, keep_text
+from mechanisms.llm_auction.training.packing import TOKENS, Pack, batches
+from mechanisms.llm_auction.training.policy import Policy
 from mechanisms.llm_auction.training.sampling import Sampled, Sampler, with_bids
+from mechanisms.llm_auction.training.streams import ANSWER, ASK, CLICK, derived, seeded
 from mechanisms.llm_auction.training.trainer import Log, Schedule, Trainer
 from mechanisms.pool import Floats
 from mechanisms.recording.design import Request
-
-ASK, WRITE, CLICK = 11, 12, 13  # purposes of random streams
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,12 @@ class Online:
         self.folder.mkdir(parents=True, exist_ok=True)
         start = self.folder / "start.safetensors"
         if not start.exists():
-            save_file(self.policy.state(), start)
+            keep_tensors(self.policy.state(), start)
         seen = []
         for iteration in range(self.settings.iterations):
             seen.append(self._iteration(iteration, load_file(start)))
-            say(f"iteration {iteration + 1}: {seen[-1]}")
+            told = {key: value for key, value in seen[-1].items() if isinstance(value, int | float)}
+            say(", ".join(f"{key} {value:.4g}" for key, value in told.items()))
         return seen
 
     def _iteration(self, iteration: int, start: dict[str, Tensor]) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class Online:
         if done.exists():
             self.policy.restore(load_file(weights))
             return json.loads(done.read_text(encoding="utf-8"))
-        clock = Clock()
+        clock = Clock(folder / "clock")
         sampled, rewards = self._sample(iteration, folder)
         clock.note("sample")
         packs = [
@@ -135,51 +137,49 @@ class Online:
             "last": mean_log(log),
             "seconds": clock.seconds,
         }
-        save_file(self.policy.state(), weights)
-        done.write_text(json.dumps(seen, indent=1), encoding="utf-8")
+        keep_tensors(self.policy.state(), weights)
+        keep_text(json.dumps(seen, indent=1), done)
         return seen
 
     def _sample(self, iteration: int, folder: Path) -> tuple[Sampled, Floats]:
         s = self.settings
-        rng = seeded(self.seed, iteration, ASK)
+        rng = seeded(self.seed, ASK, iteration)
         chosen = rng.choice(
             len(self.requests), size=s.requests, replace=s.requests > len(self.requests)
         )
         asked = with_bids([self.requests[i] for i in chosen], rng)
-        seed = derived(self.seed, iteration, WRITE)
+        seed = derived(self.seed, ANSWER, iteration)
         sampled = self.sampler.sample(self.policy, asked, s.samples, seed, folder / "samples")
         clicks = sampled.ctr
         if not s.expected:
-            rolled = seeded(self.seed, iteration, CLICK).random(sampled.ctr.shape)
+            rolled = seeded(self.seed, CLICK, iteration).random(sampled.ctr.shape)
             clicks = (rolled < sampled.ctr).astype(np.float64)
-        f = sampled.features
-        return sampled, self.reward(sampled.bids, clicks, f.exposure, f.malformed, f.complete)
+        return sampled, sampled.rewards(self.reward, clicks)
 
     def _densities(
         self, packs: Sequence[Pack], start: dict[str, Tensor], folder: Path
-    ) -> dict[str, Tensor]:
-        """(packs · K,) log-probabilities under the policy that sampled, and under the first."""
+    ) -> dict[str, list[Tensor]]:
+        """By pack, token log-probabilities under the policy that sampled, and under the first."""
         file = folder / "densities.safetensors"
         if not file.exists():
             now = self.policy.state()
-            found = {"sampled": torch.cat(self.policy.score(packs))}
+            found = {"sampled": torch.cat(self.policy.score_tokens(packs))}
             self.policy.restore(start)
-            found["start"] = torch.cat(self.policy.score(packs))
+            found["start"] = torch.cat(self.policy.score_tokens(packs))
             self.policy.restore(now)
-            fresh = file.with_suffix(".new")
-            save_file(found, fresh)
-            fresh.rename(file)
-        return load_file(file)
+            keep_tensors(found, file)
+        sizes = [sum(map(len, pack.replies)) for pack in packs]
+        return {name: list(value.split(sizes)) for name, value in load_file(file).items()}
 
     def _train(
         self,
         iteration: int,
         packs: Sequence[Pack],
         gains: Floats,
-        before: dict[str, Tensor],
+        before: dict[str, list[Tensor]],
         folder: Path,
     ) -> list[Log]:
-        s, K = self.settings, self.settings.samples
+        s = self.settings
         steps = -(-len(packs) // s.batch)
         trainer = Trainer(
             self.policy, Schedule(steps, s.batch, s.lr, flat=True), folder / "training"
@@ -187,51 +187,63 @@ class Online:
 
         def step(k: int) -> Log:
             mine = range(k * s.batch, min((k + 1) * s.batch, len(packs)))
-            seen: list[Log] = []
+            seen: list[tuple[int, Log]] = []
             for part in batches([packs[i] for i in mine], TOKENS):
                 rows = [mine[i] for i in part]
-                sums, lengths = self.policy.log_probs([packs[i] for i in rows])
-                at = torch.tensor([i * K + j for i in rows for j in range(K)])
+                each, reply = self.policy.token_log_probs([packs[i] for i in rows])
                 loss, said = policy_loss(
-                    sums,
-                    lengths,
-                    before["sampled"][at].to(sums.device),
-                    before["start"][at].to(sums.device),
-                    torch.tensor(gains.ravel()[at], dtype=torch.float32, device=sums.device),
+                    each,
+                    reply,
+                    torch.cat([before["sampled"][i] for i in rows]).to(each.device),
+                    torch.cat([before["start"][i] for i in rows]).to(each.device),
+                    torch.tensor(gains[rows].ravel(), dtype=torch.float32, device=each.device),
                     s.clip,
                     s.kl,
                 )
                 (loss * len(rows) / len(mine)).backward()
-                seen.append(said)
-            return mean_log(seen)
+                seen.append((len(rows), said))
+            return {
+                name: sum(count * said[name] for count, said in seen) / len(mine)
+                for name in seen[0][1]
+            }
 
         return trainer.run(step)
 
 
 def advantages(rewards: Floats) -> Floats:
-    """(B, K) rewards relative to the others of the same request, 0 where all are alike."""
+    """(B, K) rewards relative to the mean of the same request, in spreads of all; 0 if equal."""
     centred = rewards - rewards.mean(axis=1, keepdims=True)
-    return centred / (rewards.std(axis=1, keepdims=True) + 1e-6)
+    spread = float(np.sqrt((centred**2).mean()))
+    return centred / spread if spread > 1e-9 else np.zeros_like(centred)
 
 
 def policy_loss(
     log_probs: Tensor,
-    lengths: Tensor,
+    reply: Tensor,
     sampled: Tensor,
     start: Tensor,
     gains: Tensor,
     clip: float,
     kl: float,
 ) -> tuple[Tensor, Log]:
-    """The loss of the module's head, all arguments (K,); and what was seen."""
-    ratio = ((log_probs - sampled) / lengths).exp()
-    gain = torch.minimum(ratio * gains, ratio.clamp(1 - clip, 1 + clip) * gains)
-    # The ratio is per token, so its gradient is a token's share: times the tokens of a reply.
-    towards = (start - log_probs) / lengths
-    divergence = towards.exp() - 1 - towards
-    loss = (lengths * (kl * divergence - gain)).mean()
+    """The loss of the module's head; and what was seen.
+
+    Args:
+        log_probs: (T,) of the reply tokens.
+        reply: (T,) which of the K replies each is of.
+        sampled: (T,) under the policy that wrote them.
+        start: (T,) under the policy that the stage started from.
+        gains: (K,) advantages.
+        clip: c.
+        kl: κ.
+    """
+    ratio, gain = (log_probs - sampled).exp(), gains[reply]
+    pushed = torch.minimum(ratio * gain, ratio.clamp(1 - clip, 1 + clip) * gain)
+    back = start - log_probs
+    divergence = back.exp() - 1 - back
+    loss = (kl * divergence - pushed).sum() / len(gains)
     return loss, {
         "loss": float(loss.detach()),
-        "kl": float((lengths * divergence).mean().detach()),
+        "kl": float(divergence.sum().detach()) / len(gains),
         "clipped": float(((ratio - 1).abs() > clip).float().mean()),
     }

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from mechanisms.llm.chat import ChatTokenizer
 from mechanisms.llm.weights import locate
 from mechanisms.llm_auction.ad_llm import AdLLM
 from mechanisms.llm_auction.prompt import SYMBOLS
+from mechanisms.llm_auction.training.keeping import keep_text
 from mechanisms.llm_auction.training.packing import Pack, batches, rows_of
 from mechanisms.mentions import AdCopy
 
@@ -71,7 +72,7 @@ class Policy:
         network = AutoModelForCausalLM.from_pretrained(locate(spec.model), dtype=dtype)
         torch.manual_seed(seed)
         self.network = (network if lora is None else _adapted(network, lora)).to(self.device)
-        self.network.train()
+        self.network.eval()  # no dropout: what is trained is what is served
         self.base = self.network.get_base_model() if lora is not None else self.network
         self.symbols = self._learn_symbols() if spec.style.bids == "embedding" else None
         if spec.adapter is not None:
@@ -102,19 +103,17 @@ class Policy:
         """Token ids of a reply, with its end of turn."""
         return [*self.tokenizer.encode(text), self.tokenizer.end_token]
 
-    def log_probs(self, packs: Sequence[Pack]) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the replies of some packs, pack-major.
+    def token_log_probs(self, packs: Sequence[Pack]) -> tuple[Tensor, Tensor]:
+        """Log-probability of each reply token of some packs, pack-major.
 
         Returns:
-            Their sums over tokens (K,) in nats, and their lengths (K,).
+            (T,) in nats, at the sampling temperature; and (T,) which of the K replies it is of.
         """
         rows = rows_of(packs)
         ids, mask = rows.ids.to(self.device), rows.mask.to(self.device)
         blocked = torch.zeros(mask.shape, dtype=torch.bfloat16, device=self.device)
         blocked.masked_fill_(~mask, float("-inf"))
-        # A row of padding attends to nothing, which softmax does not forgive.
-        blocked.masked_fill_(~mask.any(-1, keepdim=True), 0.0)
-        with torch.autocast(self.device, dtype=torch.bfloat16):
+        with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16):
             hidden = self.base.model(
                 input_ids=ids,
                 position_ids=rows.positions.to(self.device),
@@ -123,38 +122,40 @@ class Policy:
             ).last_hidden_state
             logits = self.base.lm_head(hidden.flatten(0, 1)[rows.before.to(self.device)])
         scaled = logits.float() / self.spec.temperature
-        each = -torch.nn.functional.cross_entropy(
-            scaled, rows.targets.to(self.device), reduction="none"
-        )
-        reply = rows.reply.to(self.device)
-        total = torch.zeros(rows.count, device=self.device).index_add(0, reply, each)
-        return total, torch.bincount(reply, minlength=rows.count)
+        targets = rows.targets.to(self.device)
+        each = -torch.nn.functional.cross_entropy(scaled, targets, reduction="none")
+        return each, rows.reply.to(self.device)
+
+    def log_probs(self, packs: Sequence[Pack]) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the replies of some packs, pack-major.
+
+        Returns:
+            Their sums over tokens (K,) in nats, and their lengths (K,).
+        """
+        each, reply = self.token_log_probs(packs)
+        count = sum(len(pack.replies) for pack in packs)
+        total = torch.zeros(count, device=each.device).index_add(0, reply, each)
+        return total, torch.bincount(reply, minlength=count)
 
     @torch.no_grad()
     def score(self, packs: Sequence[Pack], tokens: int = 4096) -> list[Tensor]:
         """By pack, (replies,) log-probabilities on the CPU, without gradients."""
+        each = self.score_tokens(packs, tokens)
+        return [
+            torch.stack([part.sum() for part in row.split([len(r) for r in pack.replies])])
+            for row, pack in zip(each, packs, strict=True)
+        ]
+
+    @torch.no_grad()
+    def score_tokens(self, packs: Sequence[Pack], tokens: int = 4096) -> list[Tensor]:
+        """By pack, the log-probabilities of its reply tokens on the CPU, without gradients."""
         found: list[Tensor] = [torch.empty(0)] * len(packs)
         for batch in batches(packs, tokens):
-            sums, _ = self.log_probs([packs[i] for i in batch])
-            parts = sums.cpu().split([len(packs[i].replies) for i in batch])
-            for i, part in zip(batch, parts, strict=True):
+            each, _ = self.token_log_probs([packs[i] for i in batch])
+            sizes = [sum(map(len, packs[i].replies)) for i in batch]
+            for i, part in zip(batch, each.cpu().split(sizes), strict=True):
                 found[i] = part
         return found
-
-    @contextlib.contextmanager
-    def as_pretrained(self) -> Iterator[None]:
-        """The LLM without its adapter, for what is measured against it."""
-        if self.lora is None:
-            raise BadInput("all weights are trained, so the pre-trained LLM is gone; use LoRA")
-        rows = None if self.symbols is None else self.symbols.detach().clone()
-        with self.network.disable_adapter():
-            if rows is not None:
-                self.symbols.data.zero_()
-            try:
-                yield
-            finally:
-                if rows is not None:
-                    self.symbols.data.copy_(rows)
 
     def state(self) -> dict[str, Tensor]:
         """A copy of all trained weights."""
@@ -183,6 +184,7 @@ class Policy:
             config.base_model_name_or_path = self.spec.model
             config.inference_mode = True
             config.save_pretrained(str(folder))
+            _in_order(folder / "adapter_config.json")
             weights = {
                 name.replace(".default.", "."): value.detach().to(torch.bfloat16).contiguous()
                 for name, value in self.trained.items()
@@ -207,17 +209,22 @@ class Policy:
         from safetensors.torch import load_file
 
         there = load_file(folder / "adapter_model.safetensors")
-        for name, value in self.trained.items():
-            if name == SYMBOL_ROWS:
-                kept = load_file(folder / f"{SYMBOL_ROWS}.safetensors")[SYMBOL_ROWS]
-            else:
-                kept = there.get(name.replace(".default.", "."))
-            if kept is None or kept.shape != value.shape:
-                raise BadInput(
-                    f"{folder} holds an adapter of another shape than rank {self.lora}; train "
-                    "with the settings it was trained with"
-                )
-            value.data.copy_(kept)
+        if (rows := folder / f"{SYMBOL_ROWS}.safetensors").exists():
+            there |= load_file(rows)
+        mine = {name.replace(".default.", "."): value for name, value in self.trained.items()}
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        shapes = {name: value.shape for name, value in mine.items()}
+        if (
+            shapes != {name: value.shape for name, value in there.items()}
+            or self.lora is None
+            or config["lora_alpha"] != self.lora.alpha
+        ):
+            raise BadInput(
+                f"{folder} holds an adapter of another shape or alpha than {self.lora}; train with "
+                "the settings it was trained with"
+            )
+        for name, value in mine.items():
+            value.data.copy_(there[name])
 
     def _learn_symbols(self) -> Tensor:
         """(11, width) additions to the embeddings of the bid symbols, at their places."""
@@ -257,6 +264,8 @@ def _adapted(network: torch.nn.Module, lora: LoRA) -> torch.nn.Module:
         return get_peft_model(network, config)
 
 
-def seeded(*key: int) -> np.random.Generator:
-    """The generator of one step of training, so that a resumed run draws what it would have."""
-    return np.random.default_rng(list(key))
+def _in_order(file: Path) -> None:
+    """The same configuration in the same bytes: peft writes sets in any order."""
+    said = json.loads(file.read_text(encoding="utf-8"))
+    lists = {name: sorted(value) for name, value in said.items() if isinstance(value, list)}
+    keep_text(json.dumps(said | lists, indent=1, sort_keys=True) + "\n", file)

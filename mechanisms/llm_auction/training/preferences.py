@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from mechanisms.llm_auction.training.packing import Pack
-from mechanisms.pool import Floats
+from mechanisms.pool import Bools, Floats
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,25 @@ def preferences(
     replies: Sequence[Sequence[Sequence[int]]],
     rewards: Floats,
     margin: float,
+    well_formed: Bools,
 ) -> list[Preference]:
-    """What K samples of each request teach; requests without a loser teach nothing.
+    """What K samples of each request teach.
+
+    Requests without a loser teach nothing, nor do those whose best reply breaks the format: it
+    should not become more likely.
 
     Args:
         prompts: (B) token ids.
         replies: (B, K) token ids.
         rewards: (B, K).
         margin: δ, in the unit of the rewards.
+        well_formed: (B, K) no marker of the reply is broken.
     """
     found = []
-    for prompt, row, reward in zip(prompts, replies, rewards, strict=True):
+    for prompt, row, reward, fit in zip(prompts, replies, rewards, well_formed, strict=True):
         best = int(reward.argmax())
+        if not fit[best]:
+            continue
         losers = np.flatnonzero(reward[best] - reward > margin)
         # The same words twice are one loser.
         distinct = {tuple(row[k]): k for k in losers[::-1]}

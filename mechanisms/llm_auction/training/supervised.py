@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mechanisms.llm_auction.training.packing import batches
-from mechanisms.llm_auction.training.policy import Policy, seeded
+from mechanisms.llm_auction.training.packing import TOKENS, batches
+from mechanisms.llm_auction.training.policy import Policy
+from mechanisms.llm_auction.training.streams import seeded
 from mechanisms.llm_auction.training.targets import Example
 from mechanisms.llm_auction.training.trainer import Log, Schedule, Trainer
-
-TOKENS = 2200  # padded tokens in one pass
 
 
 def learn(
@@ -21,7 +20,7 @@ def learn(
     draw: Callable[[np.random.Generator], Example],
     schedule: Schedule,
     folder: Path | None,
-    seed: int,
+    key: Sequence[int],
     say: Callable[[Log], None] = lambda _: None,
 ) -> list[Log]:
     """Minimise `−Σ_j weight_j·log π_θ(reply_j)` over examples drawn afresh in every step.
@@ -31,13 +30,13 @@ def learn(
         draw: an example from a random generator.
         schedule: see `Schedule`.
         folder: where the state is kept, and taken up again; None to keep none.
-        seed: example i of step k comes from the stream (seed, k, i).
+        key: seed and purpose; example i of step k comes from the stream (*key, k, i).
         say: told the log of each step.
     """
     trainer = Trainer(policy, schedule, folder)
 
     def step(k: int) -> Log:
-        examples = [draw(seeded(seed, k, i)) for i in range(schedule.batch)]
+        examples = [draw(seeded(*key, k, i)) for i in range(schedule.batch)]
         total = tokens = 0.0
         for part in batches([each.pack for each in examples], TOKENS):
             sums, lengths = policy.log_probs([examples[i].pack for i in part])

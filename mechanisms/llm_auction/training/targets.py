@@ -1,9 +1,9 @@
 """What an Ad-LLM is taught from a recorded pool: demonstrations, and the ideal rule's replies.
 
 **Pool distillation** (DESIGN 3.3). Over the recorded candidates of a request, LLM-Auction's ideal
-rule under bids b is `π*_j(b) ∝ w_j·exp(R_j(b)/β)`. Distillation minimises, with fresh bids in each
-step, the cross-entropy `−Σ_j π*_j(b)·log π_θ(y_j | x, b)`, whose gradient is that of
-`KL(π*(·|b) ‖ π_θ(·|b))`.
+rule under bids b is `π*_j(b) ∝ w_j·exp(R_j(b)/β)`, with the whole reward R. Distillation minimises,
+under fresh bids in each step, the cross-entropy `−Σ_j π*_j(b)·log π_θ(y_j | x, b)`, whose gradient
+is that of `KL(π*(·|b) ‖ π_θ(·|b))`.
 
 The sum runs over groups of replies that show the same ads: a group enters by its exact probability
 and one reply drawn from it. So the part that bids decide, who is shown, has no sampling noise.
@@ -18,9 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mechanisms.checks import positive
 from mechanisms.errors import BadInput
-from mechanisms.llm_auction.ideal import IdealLLMAuction
+from mechanisms.gibbs import normalised
 from mechanisms.llm_auction.prompt import shown_bids
+from mechanisms.llm_auction.reward import ResponseReward
 from mechanisms.llm_auction.training.packing import Pack
 from mechanisms.llm_auction.training.policy import Policy
 from mechanisms.mentions import parse, render
@@ -52,7 +54,7 @@ class PoolTeacher:
         pool: recorded replies, each showing at most as many ads as the policy's rules allow.
         requests: those of the pool, in its order.
         beta: β of the ideal rule, in the unit of bids 1..100 per nat.
-        shuffle: list the candidate ads in a fresh order each time.
+        reward: R.
     """
 
     def __init__(
@@ -61,13 +63,14 @@ class PoolTeacher:
         pool: ReplyPool,
         requests: Sequence[Request],
         beta: float,
-        shuffle: bool = True,
+        reward: ResponseReward,
     ) -> None:
         self.policy = policy
         self.pool = pool
         self.requests = requests
-        self.rule = IdealLLMAuction(tau=beta)
-        self.shuffle = shuffle
+        positive("beta", beta)
+        self.beta = beta
+        self.reward = reward
         B, M, _ = pool.shape
         if pool.replies is None or len(requests) != B:
             raise BadInput("distillation needs a pool of an LLM's replies, and all its requests")
@@ -75,6 +78,7 @@ class PoolTeacher:
         self.replies = [
             [policy.reply(bare(texts[b * M + j], requests[b])) for j in range(M)] for b in range(B)
         ]
+        self.complete = pool.replies["complete"].to_numpy().reshape(B, M)
         # Groups of replies that show the same ads.
         self.groups = [
             np.unique(pool.exposure[b], axis=0, return_inverse=True)[1].ravel() for b in range(B)
@@ -84,6 +88,10 @@ class PoolTeacher:
         """A reply that shows a random ad, under random bids."""
         b = int(rng.integers(len(self.requests)))
         shown = np.flatnonzero(self.pool.exposure[b].any(axis=1))
+        if not len(shown):
+            raise BadInput(
+                f"no recorded reply to {self.requests[b].query!r} shows an ad; record more replies"
+            )
         groups = self.groups[b][shown]
         group = rng.choice(np.unique(groups))
         j = int(rng.choice(shown[groups == group]))
@@ -114,12 +122,19 @@ class PoolTeacher:
 
     def ideal(self, b: int, bids: Ints) -> Floats:
         """(M,) the ideal rule's probabilities, of bids as the LLM reads them."""
-        shown = shown_bids(np.asarray(bids, dtype=np.float64)).astype(np.float64)
-        return self.rule.allocate(self.pool.take(np.array([b])), shown[None]).probabilities[0]
+        shown, pool = shown_bids(np.asarray(bids, dtype=np.float64)), self.pool
+        rewards = self.reward(
+            shown[None].astype(np.float64),
+            pool.ctr[b : b + 1],
+            pool.exposure[b : b + 1],
+            pool.malformed[b : b + 1],
+            self.complete[b : b + 1],
+        )[0]
+        return normalised(pool.log_weights[b] + rewards / self.beta)
 
     def _prompt(self, b: int, bids: Ints, rng: np.random.Generator) -> list[int]:
         request = self.requests[b]
-        order = rng.permutation(len(bids)) if self.shuffle else np.arange(len(bids))
+        order = rng.permutation(len(bids))
         ads = [request.ads[i] for i in order]
         return self.policy.prompt(request.query, request.user, ads, bids[order])
 

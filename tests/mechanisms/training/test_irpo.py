@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 
 from agents.users import BehaviouralUsers, Norms
+from mechanisms.errors import BadInput
 from mechanisms.llm.transformers_engine import TransformersEngine
 from mechanisms.llm_auction.ad_llm import AdLLM
 from mechanisms.llm_auction.impressions import examples_of
 from mechanisms.llm_auction.pctr import Embeddings
 from mechanisms.llm_auction.prompt import PromptStyle
 from mechanisms.llm_auction.reward import ResponseReward
+from mechanisms.llm_auction.training import sampling
 from mechanisms.llm_auction.training import trainer as trainers
 from mechanisms.llm_auction.training.irpo import IRPO, IRPOSettings
 from mechanisms.llm_auction.training.online import Online, OnlineSettings
-from mechanisms.llm_auction.training.policy import LoRA, Policy, seeded
+from mechanisms.llm_auction.training.policy import LoRA, Policy
 from mechanisms.llm_auction.training.sampling import Sampler, with_bids
+from mechanisms.llm_auction.training.streams import seeded
 from mechanisms.llm_auction.training.supervised import learn
 from mechanisms.llm_auction.training.targets import PoolTeacher
 from mechanisms.llm_auction.training.trainer import Schedule
@@ -29,6 +32,14 @@ SETTINGS = IRPOSettings(
 ONLINE = OnlineSettings(iterations=2, requests=4, samples=3, batch=2, lr=3e-3)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_chunks():
+    """So that a few requests are several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "CHUNK", 3)
+        yield
+
+
 class Killed(RuntimeError):
     pass
 
@@ -38,8 +49,8 @@ def start(tiny_llm, pool, requests, tmp_path_factory):
     """A warm start of all weights, long enough for a third of the replies to show an ad."""
     spec = AdLLM(model=tiny_llm, style=PromptStyle("compact", "tally"), rules=RULES)
     policy = Policy(spec, None, device="cpu")
-    teacher = PoolTeacher(policy, pool, requests, beta=3.0)
-    learn(policy, teacher.demonstration, Schedule(180, 4, 1e-2), None, 0)
+    teacher = PoolTeacher(policy, pool, requests, 3.0, ResponseReward())
+    learn(policy, teacher.demonstration, Schedule(180, 4, 1e-2), None, (0, 1))
     return policy.save(tmp_path_factory.mktemp("start") / "policy", {})
 
 
@@ -88,24 +99,24 @@ def test_an_epoch_tells_what_it_saw(undisturbed, start):
     assert policy.fingerprint != Policy(start, LoRA(8, 16.0), device="cpu").fingerprint
 
 
-@pytest.mark.parametrize("kill", ["_sample", "_start", "_train", "step"])
+@pytest.mark.parametrize("kill", ["_write", "_sample", "_start", "_train", "_step"])
 def test_killed_and_resumed(
     start, sampler, requests, logs, tmp_path, monkeypatch, undisturbed, kill
 ):
     monkeypatch.setattr(trainers, "EVERY", 1)
-    name = "_step" if kill == "step" else kill
-    real, calls = getattr(IRPO, name), []
+    owner = Sampler if kill == "_write" else IRPO
+    real, calls = getattr(owner, kill), []
 
     def killing(self, *given):
         calls.append(given)
-        if len(calls) == (3 if kill == "step" else 2):  # in the second epoch, or a second step
+        if len(calls) == (3 if kill in ("_step", "_write") else 2):  # amid a phase, or an epoch on
             raise Killed
         return real(self, *given)
 
-    monkeypatch.setattr(IRPO, name, killing)
+    monkeypatch.setattr(owner, kill, killing)
     with pytest.raises(Killed):
         irpo(start, sampler, requests, tmp_path, logs)[1].run()
-    monkeypatch.setattr(IRPO, name, real)
+    monkeypatch.setattr(owner, kill, real)
     policy, again = irpo(start, sampler, requests, tmp_path, logs)
     assert len(again.run()) == 2
     assert policy.fingerprint == undisturbed[0]
@@ -142,6 +153,13 @@ def test_online_killed_and_resumed(start, sampler, requests, tmp_path, monkeypat
     resumed, training = online(tmp_path / "killed")
     training.run()
     assert resumed.fingerprint == policy.fingerprint
+
+
+def test_replies_to_other_requests_are_not_taken_for_these(start, sampler, requests, tmp_path):
+    policy = Policy(start, LoRA(8, 16.0), device="cpu")
+    sampler.sample(policy, with_bids(requests, seeded(1)), 2, 0, tmp_path)
+    with pytest.raises(BadInput, match="other requests"):
+        sampler.sample(policy, with_bids(requests, seeded(2)), 2, 0, tmp_path)
 
 
 def test_fresh_bids_and_a_fresh_order_each_time(requests):

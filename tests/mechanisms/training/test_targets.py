@@ -4,21 +4,24 @@ import numpy as np
 import pytest
 
 from mechanisms.errors import BadInput
-from mechanisms.llm_auction.training.policy import seeded
+from mechanisms.llm_auction.reward import ResponseReward
+from mechanisms.llm_auction.training.streams import seeded
 from mechanisms.llm_auction.training.targets import PoolTeacher, bare
 from mechanisms.mentions import parse
 from mechanisms.recording import Request
 from tests.tiny_llm import ADS
 
+REWARD = ResponseReward()
+
 
 @pytest.fixture
 def teacher(policy, pool, requests):
-    return PoolTeacher(policy, pool, requests, beta=3.0)
+    return PoolTeacher(policy, pool, requests, beta=3.0, reward=REWARD)
 
 
 def test_distilled_examples_average_to_the_ideal_rule(policy, pool, requests):
     """Over draws at fixed bids, each reply's mean weight is its probability."""
-    teacher = PoolTeacher(policy, pool, requests, beta=3.0)
+    teacher = PoolTeacher(policy, pool, requests, beta=3.0, reward=REWARD)
     bids = np.array([20, 90, 55])
     wanted = teacher.ideal(0, bids)
     total = np.zeros(len(wanted))
@@ -30,6 +33,16 @@ def test_distilled_examples_average_to_the_ideal_rule(policy, pool, requests):
         assert weights.sum() == pytest.approx(1)
     # groups below 2 % are left out
     np.testing.assert_allclose(total / draws, wanted, atol=0.03)
+
+
+def test_a_reply_that_breaks_off_is_taught_less(policy, pool, requests):
+    bids = np.array([20, 90, 55])
+    mild, strict = (
+        PoolTeacher(policy, pool, requests, 3.0, ResponseReward(unfinished=u)) for u in (0.0, 1.0)
+    )
+    for teacher in (mild, strict):
+        teacher.complete = np.arange(pool.shape[1]) > np.zeros((len(requests), 1))  # all but one
+    assert strict.ideal(0, bids)[0] < mild.ideal(0, bids)[0]
 
 
 def test_the_ideal_rule_reads_bids_as_the_llm_does(teacher):
@@ -68,4 +81,4 @@ def test_taglines_are_left_to_the_user(pool):
 
 def test_a_pool_of_other_requests_is_refused(policy, pool, requests):
     with pytest.raises(BadInput, match="all its requests"):
-        PoolTeacher(policy, pool, requests[:2], beta=1.0)
+        PoolTeacher(policy, pool, requests[:2], beta=1.0, reward=REWARD)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mechanisms.errors import BadInput
+from mechanisms.llm_auction.reward import ResponseReward
 from mechanisms.llm_auction.training import trainer as trainers
 from mechanisms.llm_auction.training.policy import LoRA, Policy
 from mechanisms.llm_auction.training.supervised import learn
@@ -19,13 +20,13 @@ class Killed(RuntimeError):
 
 def trained(spec, pool, requests, folder, stop_at=None, monkeypatch=None):
     policy = Policy(spec, LoRA(2, 4.0), device="cpu")
-    teacher = PoolTeacher(policy, pool, requests, beta=3.0)
+    teacher = PoolTeacher(policy, pool, requests, 3.0, ResponseReward())
 
     def killing(row):
         if row["step"] == stop_at:
             raise Killed
 
-    log = learn(policy, teacher.distilled, SCHEDULE, folder, 1, killing)
+    log = learn(policy, teacher.distilled, SCHEDULE, folder, (1, 2), killing)
     return policy, log
 
 
@@ -72,8 +73,8 @@ def test_killed_while_the_state_is_being_exchanged(
 
 def test_learning_lowers_the_loss(spec, pool, requests):
     policy = Policy(spec, None, device="cpu")
-    teacher = PoolTeacher(policy, pool, requests, beta=3.0)
-    log = learn(policy, teacher.distilled, Schedule(30, 4, 1e-2), None, 0)
+    teacher = PoolTeacher(policy, pool, requests, 3.0, ResponseReward())
+    log = learn(policy, teacher.distilled, Schedule(30, 4, 1e-2), None, (0, 2))
     losses = [row["loss_per_token"] for row in log]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
