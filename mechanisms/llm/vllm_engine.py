@@ -6,9 +6,11 @@ dropped and a new one goes on behind it, its prompt still in vLLM's cache.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -98,15 +100,16 @@ class VLLMEngine(ChatTokenizer):
             options = {"enable_lora": True, "max_lora_rank": room} | options
         if current_platform.is_cpu():
             options = self._cpu_options(cache_gib) | options
-        self._llm = LLM(
-            model=locate(model),
-            dtype=DTYPES[dtype],
-            max_num_seqs=rows,
-            generation_config="vllm",  # the model's own would truncate
-            use_tqdm_on_load=False,
-            worker_extension_cls="mechanisms.llm.vllm_worker.Tempered",
-            **options,
-        )
+        with _without_odd_modules():
+            self._llm = LLM(
+                model=locate(model),
+                dtype=DTYPES[dtype],
+                max_num_seqs=rows,
+                generation_config="vllm",  # the model's own would truncate
+                use_tqdm_on_load=False,
+                worker_extension_cls="mechanisms.llm.vllm_worker.Tempered",
+                **options,
+            )
         self._engine = self._llm.llm_engine
         self._rows = rows
         self._block = self._engine.vllm_config.cache_config.block_size
@@ -341,3 +344,27 @@ def _prompt_scores(output: Any, start: int) -> NDArray[np.float64] | None:
         return np.array([rows[t][tokens[t]].logprob for t in range(start, len(tokens))])
     except KeyError:
         return None
+
+
+@contextlib.contextmanager
+def _without_odd_modules() -> Iterator[None]:
+    """Hide modules that vLLM trips over while it starts.
+
+    It looks through all that is imported for kernels to replace, and takes every `__dict__` for a
+    dictionary; llvmlite, which numba imports, has objects whose `__dict__` is none.
+    """
+
+    def odd(value: Any) -> bool:
+        return hasattr(value, "__dict__") and not isinstance(vars(value), Mapping)
+
+    hidden = {
+        name: module
+        for name, module in list(sys.modules.items())
+        if any(odd(value) for value in list(getattr(module, "__dict__", {}).values()))
+    }
+    for name in hidden:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        sys.modules.update(hidden)
