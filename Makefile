@@ -7,6 +7,8 @@ SCENARIO ?= default
 STAMP   = $(VENV)/.installed
 # what tests need besides: pygambit compiles for some minutes where no wheel fits
 DEV     = $(VENV)/.installed-dev
+# files of tests go to a process per core, of which four suffice
+SPREAD  = --numprocesses=auto --maxprocesses=4 --dist=loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # It needs older versions than constraints.txt has, so it lives apart.
@@ -19,10 +21,10 @@ run: $(STAMP)
 	$(BIN)/admarket run $(SCENARIO)
 
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 test-all: $(DEV)
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest $(SPREAD) -m "slow or not slow"
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -248,6 +248,8 @@ def pool_folder(
     key |= audience_key(scenario, users)
     if design.ad_llm is not None:
         key["writer"] = identity(design.ad_llm.model)
+    if design.generation == "auction":
+        key["reading"] = "loose ids are malformed"
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "pools" / digest[:16]
 

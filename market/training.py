@@ -91,6 +91,7 @@ class TrainingSpec(_Strict):
             within the limit.
         pool_replies: replies by guided insertion per request, for demonstrations and distillation.
         pool_beta: β of the ideal rule that is distilled, in units of bids 1..100 per nat.
+        prose: how much a token counts in supervised training that decides nothing about ads.
         warm_start: demonstrations.
         distill: the ideal rule.
         irpo: IRPO.
@@ -113,6 +114,7 @@ class TrainingSpec(_Strict):
     pool_tokens: Annotated[int, Field(ge=16)] = 48
     pool_replies: Annotated[int, Field(ge=8)] = 12
     pool_beta: Positive = 1.5
+    prose: Annotated[float, Field(ge=0, le=1)] = 0.1
     warm_start: StageSpec = StageSpec()
     distill: StageSpec = StageSpec(steps=200)
     irpo: IRPOSpec = IRPOSpec()

@@ -103,6 +103,18 @@ def parse(text: str, candidates: Sequence[AdCopy]) -> Parsed:
     )
 
 
+def loose_ids(text: str, candidates: Sequence[AdCopy]) -> int:
+    """How many ids stand in brackets outside of anything that looks like a mention.
+
+    Of the candidates, or like theirs but for the digits: `Title[Ad-7]` is a mention gone wrong.
+    """
+    if not candidates:
+        return 0
+    shapes = {re.sub(r"\d+", r"\\d+", re.escape(ad.id)) for ad in candidates}
+    loose = re.compile(rf"\[\s*(?:{'|'.join(sorted(shapes))})\s*\]")
+    return len(loose.findall(_LOOKS_LIKE_ONE.sub("\n", text)))
+
+
 def disarm(text: str) -> str:
     """Free text of the LLM, with anything that could pass for a mention taken apart."""
     return text.replace("@", "") if "@" in text else text

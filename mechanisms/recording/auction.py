@@ -26,7 +26,15 @@ from mechanisms.errors import BadInput
 from mechanisms.insertion import masked_mean, repeats
 from mechanisms.llm.base import END, Engine, Sample
 from mechanisms.llm_auction.prompt import PromptStyle, shown_bids
-from mechanisms.mentions import AdCopy, disarm, ends_sentence, parse, render, without_mentions
+from mechanisms.mentions import (
+    AdCopy,
+    disarm,
+    ends_sentence,
+    loose_ids,
+    parse,
+    render,
+    without_mentions,
+)
 from mechanisms.policies import Rules
 from mechanisms.pool import Floats
 from mechanisms.recording.conditions import prompt
@@ -200,7 +208,7 @@ class _Reading(NamedTuple):
         text: as shown.
         tokens: of the text with plain titles.
         titles: by ad mentioned, where in `tokens` its title stands: (start, end).
-        malformed: markers taken apart.
+        malformed: markers taken apart, and ids without one.
         written: tokens that the LLM wrote.
         raw: all that the LLM sampled.
         broken_off: it was stopped in the middle of a sentence.
@@ -252,6 +260,7 @@ def _read(
     if draft.broken_off:
         raw = close(raw)
     parsed = parse(raw, ads)
+    malformed = parsed.malformed + loose_ids(raw, ads)
     pieces, tokens, titles, at = [], [], {}, 0
     for ad, (start, stop) in zip(parsed.ads, parsed.spans, strict=True):
         prose = disarm(raw[at:start])
@@ -266,4 +275,4 @@ def _read(
     tokens += engine.encode(rest)
     text = "".join([*pieces, rest]).strip()
     sampled = sample.tokens.tolist()
-    return _Reading(text, tokens, titles, parsed.malformed, len(sampled), sampled, draft.broken_off)
+    return _Reading(text, tokens, titles, malformed, len(sampled), sampled, draft.broken_off)

@@ -15,6 +15,7 @@ from mechanisms.mentions import (
     MENTION,
     disarm,
     ends_sentence,
+    loose_ids,
     markers,
     parse,
     render,
@@ -293,3 +294,20 @@ def test_rendered_ads_match_the_marker():
         match = MENTION.fullmatch(render(ad))
         assert (match["title"], match["id"]) == (ad.title, ad.id)
     assert render(Copy("a.b_c-1", "x")) == "@x@[a.b_c-1]"
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("Try @Tea Pot@[Ad-2], please.", 0),
+        ("Try Tea Pot[Ad-2], please.", 1),
+        ("Try Volantis[Ad-38] or [ Ad-1 ].", 2),  # no candidate has id 38, yet it looks like one
+        ("Try @Tea Pot@[Ad-2] and [Ad-2].", 1),
+        ("See [1] and [note], or Ad-2.", 0),
+        ("Try @Tea Pot[Ad-2].", 1),
+        ("", 0),
+    ],
+)
+def test_ids_without_a_marker(text, count):
+    assert loose_ids(text, ADS) == count
+    assert loose_ids(text, ()) == 0

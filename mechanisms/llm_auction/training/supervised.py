@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mechanisms.llm_auction.training.packing import TOKENS, batches
 from mechanisms.llm_auction.training.policy import Policy
@@ -23,7 +24,9 @@ def learn(
     key: Sequence[int],
     say: Callable[[Log], None] = lambda _: None,
 ) -> list[Log]:
-    """Minimise `−Σ_j weight_j·log π_θ(reply_j)` over examples drawn afresh in every step.
+    """Minimise `−Σ_j weight_j·Σ_t weight_jt·log π_θ(token t of reply j)` over examples.
+
+    They are drawn afresh in every step.
 
     Args:
         policy: trained in place.
@@ -37,18 +40,24 @@ def learn(
 
     def step(k: int) -> Log:
         examples = [draw(seeded(*key, k, i)) for i in range(schedule.batch)]
-        total = tokens = 0.0
+        total = counted = 0.0
         for part in batches([each.pack for each in examples], TOKENS):
-            sums, lengths = policy.log_probs([examples[i].pack for i in part])
-            weights = torch.tensor(
-                np.concatenate([examples[i].weights for i in part]),
-                dtype=torch.float32,
-                device=sums.device,
-            )
-            loss = -(weights * sums).sum() / len(examples)
+            mine = [examples[i] for i in part]
+            each, _ = policy.token_log_probs([example.pack for example in mine])
+            weights = _weights(mine).to(each.device)
+            loss = -(weights * each).sum() / len(examples)
             loss.backward()
             total += float(loss.detach())
-            tokens += float((weights * lengths).sum()) / len(examples)
-        return {"loss": total, "loss_per_token": total / tokens}
+            counted += float(weights.sum()) / len(examples)
+        return {"loss": total, "loss_per_token": total / counted}
 
     return trainer.run(step, say)
+
+
+def _weights(examples: Sequence[Example]) -> Tensor:
+    """(T,) weight of each reply token: of its reply, times its own."""
+    found = []
+    for example in examples:
+        lengths = [len(reply) for reply in example.pack.replies]
+        found.append(np.repeat(example.weights, lengths) * example.tokens)
+    return torch.tensor(np.concatenate(found), dtype=torch.float32)

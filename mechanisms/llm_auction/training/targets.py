@@ -8,6 +8,12 @@ is that of `KL(π*(·|b) ‖ π_θ(·|b))`.
 The sum runs over groups of replies that show the same ads: a group enters by its exact probability
 and one reply drawn from it. So the part that bids decide, who is shown, has no sampling noise.
 
+**What there is to learn.** The prose of these replies was written by the LLM itself; what it does
+not know is when to mention an ad, which, and in what format. So tokens count fully from the
+beginning of the sentence that mentions an ad to the end of the marker, at the beginning of every
+sentence, and at the end of the reply. All others count `prose`: a guard against forgetting how to
+write.
+
 A **demonstration** is a reply that shows one ad, whatever the bids: it teaches the format.
 """
 
@@ -35,10 +41,17 @@ NEGLIGIBLE = 0.02
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt, replies to it, and how much each counts (summing to 1)."""
+    """A prompt and replies to it.
+
+    Attributes:
+        pack: K replies.
+        weights: (K,) how much each counts, summing to 1.
+        tokens: (T,) how much each token of the replies counts in its reply, reply after reply.
+    """
 
     pack: Pack
     weights: Floats
+    tokens: Floats
 
 
 def draw_bids(rng: np.random.Generator, n: int) -> Ints:
@@ -55,6 +68,7 @@ class PoolTeacher:
         requests: those of the pool, in its order.
         beta: β of the ideal rule, in the unit of bids 1..100 per nat.
         reward: R.
+        prose: how much a token counts that decides nothing.
     """
 
     def __init__(
@@ -64,6 +78,7 @@ class PoolTeacher:
         requests: Sequence[Request],
         beta: float,
         reward: ResponseReward,
+        prose: float = 0.1,
     ) -> None:
         self.policy = policy
         self.pool = pool
@@ -75,8 +90,14 @@ class PoolTeacher:
         if pool.replies is None or len(requests) != B:
             raise BadInput("distillation needs a pool of an LLM's replies, and all its requests")
         texts = pool.replies["text"].to_list()
-        self.replies = [
-            [policy.reply(bare(texts[b * M + j], requests[b])) for j in range(M)] for b in range(B)
+        said = [[bare(texts[b * M + j], requests[b]) for j in range(M)] for b in range(B)]
+        self.replies = [[policy.reply(text) for text in row] for row in said]
+        self.tokens = [
+            [
+                token_weights(policy, text, tokens, request, prose)
+                for text, tokens in zip(row, spelled, strict=True)
+            ]
+            for row, spelled, request in zip(said, self.replies, requests, strict=True)
         ]
         self.complete = pool.replies["complete"].to_numpy().reshape(B, M)
         # Groups of replies that show the same ads.
@@ -96,15 +117,14 @@ class PoolTeacher:
         group = rng.choice(np.unique(groups))
         j = int(rng.choice(shown[groups == group]))
         bids = draw_bids(rng, len(self.requests[b].ads))
-        return Example(Pack(self._prompt(b, bids, rng), [self.replies[b][j]]), np.ones(1))
+        return self._example(b, bids, np.array([j]), np.ones(1), rng)
 
     def distilled(self, rng: np.random.Generator) -> Example:
         """The ideal rule's replies under fresh bids."""
         b = int(rng.integers(len(self.requests)))
         bids = draw_bids(rng, len(self.requests[b].ads))
         chosen, weights = self.targets(b, bids, rng)
-        pack = Pack(self._prompt(b, bids, rng), [self.replies[b][j] for j in chosen])
-        return Example(pack, weights)
+        return self._example(b, bids, chosen, weights, rng)
 
     def targets(self, b: int, bids: Ints, rng: np.random.Generator) -> tuple[Ints, Floats]:
         """One reply of each group to request `b`, and the groups' probabilities under `bids`.
@@ -132,6 +152,12 @@ class PoolTeacher:
         )[0]
         return normalised(pool.log_weights[b] + rewards / self.beta)
 
+    def _example(
+        self, b: int, bids: Ints, chosen: Ints, weights: Floats, rng: np.random.Generator
+    ) -> Example:
+        pack = Pack(self._prompt(b, bids, rng), [self.replies[b][j] for j in chosen])
+        return Example(pack, weights, np.concatenate([self.tokens[b][j] for j in chosen]))
+
     def _prompt(self, b: int, bids: Ints, rng: np.random.Generator) -> list[int]:
         request = self.requests[b]
         order = rng.permutation(len(bids))
@@ -146,3 +172,27 @@ def bare(text: str, request: Request) -> str:
         ad = request.ads[i]
         text = text.replace(f"{render(ad)} ({ad.tagline})", render(ad))
     return text
+
+
+def token_weights(
+    policy: Policy, text: str, tokens: Sequence[int], request: Request, prose: float
+) -> Floats:
+    """(T,) how much each token of a reply counts: 1 where something is decided, else `prose`."""
+    weights = np.full(len(tokens), prose)
+    weights[0] = weights[-1] = 1.0
+    spans = parse(text, request.ads).spans
+    at = 0
+    sentence = True
+    for k, token in enumerate(tokens[:-1]):
+        piece = policy.tokenizer.decode([token])
+        inside = any(_sentence_of(text, start) <= at < end for start, end in spans)
+        if inside or sentence:
+            weights[k] = 1.0
+        at += len(piece)
+        sentence = piece.strip()[-1:] in (".", "!", "?")
+    return weights
+
+
+def _sentence_of(text: str, at: int) -> int:
+    """Where the sentence begins that holds position `at`."""
+    return max(text.rfind(mark, 0, at) for mark in (". ", "! ", "? ")) + 1

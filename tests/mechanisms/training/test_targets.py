@@ -6,7 +6,7 @@ import pytest
 from mechanisms.errors import BadInput
 from mechanisms.llm_auction.reward import ResponseReward
 from mechanisms.llm_auction.training.streams import seeded
-from mechanisms.llm_auction.training.targets import PoolTeacher, bare
+from mechanisms.llm_auction.training.targets import PoolTeacher, bare, token_weights
 from mechanisms.mentions import parse
 from mechanisms.recording import Request
 from tests.tiny_llm import ADS
@@ -82,3 +82,25 @@ def test_taglines_are_left_to_the_user(pool):
 def test_a_pool_of_other_requests_is_refused(policy, pool, requests):
     with pytest.raises(BadInput, match="all its requests"):
         PoolTeacher(policy, pool, requests[:2], beta=1.0, reward=REWARD)
+
+
+def test_tokens_count_where_something_is_decided(policy, requests):
+    text = "Drink tea. You could try @Tea Pot@[Ad-2], which is good! Sleep well."
+    tokens = policy.reply(text)
+    weights = token_weights(policy, text, tokens, requests[0], 0.1)
+    full = "".join(
+        policy.tokenizer.decode([token])
+        for token, weight in zip(tokens, weights, strict=True)
+        if weight == 1
+    )
+    assert "You could try @Tea Pot@[Ad-2]" in full
+    assert "which" not in full
+    assert weights[-1] == 1  # the end of turn
+    assert set(weights) == {0.1, 1.0}
+    assert (token_weights(policy, text, tokens, requests[0], 1.0) == 1).all()
+
+
+def test_a_broken_mention_counts_as_prose(policy, requests):
+    text = "Drink warm tea and try @Tea Pot@[Ad-1], which is good."
+    weights = token_weights(policy, text, policy.reply(text), requests[0], 0.1)
+    assert (weights == 1).sum() == 2  # its beginning and its end
