@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 RESAMPLES = 1000
 BLUE = "#0072b2"
+_KINDS = {"behavioural": "behavioural users", "user-llm": "the pool's User-LLM"}
+"""Who may have judged a pool, by the `kind` that its manifest says."""
 CAPTION = (
     "{second} against {first}, over {pairs} ads shown in replies to {requests} requests. Left: "
     "mean click probabilities in tenths of the pairs, in the order of {second}; bars: 95 % over "
@@ -154,9 +156,15 @@ def user_agreement(
         count: judge that many requests, drawn without replacement; None for all.
 
     Raises:
-        BadInput: not a recording, or other requests than the pool's.
+        BadInput: not a recording, other requests than the pool's, or users who do not click.
     """
     measured = features_of(pool)
+    kind = pool.manifest.get("users", {}).get("kind", "behavioural")
+    if kind not in _KINDS:
+        raise BadInput(
+            f"users {kind} judged this pool, and their ctr is not of clicks; give one judged by "
+            f"{' or '.join(_KINDS)} users"
+        )
     B, M, _ = pool.shape
     asked = [] if pool.requests is None else pool.requests["query_id"].to_list()
     if [request.query_id for request in requests] != asked:
@@ -171,7 +179,8 @@ def user_agreement(
         },
     )
     judged = judge.click_probabilities([requests[b] for b in drawn], some)
-    return agreement(some.exposure, pool.ctr[drawn], judged, rng)
+    names = _KINDS[kind], "User-LLM"
+    return agreement(some.exposure, pool.ctr[drawn], judged, rng, names=names)
 
 
 def agreement(

@@ -1,7 +1,8 @@
 """Intervals of means and ratios over requests, which are independent of each other.
 
 Few requests make percentile intervals too short: means get t-intervals, ratios of sums studentised
-bootstrap (bootstrap-t) intervals. Many quantities at once get joint ones (`intervals`).
+bootstrap (bootstrap-t) intervals, shares Wilson's score interval: near 0 and 1 the others are too
+short, and of equal samples nothing. Many quantities at once get joint ones (`intervals`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
+from mechanisms.llm_auction.compliance import share
 from mechanisms.pool import Floats
 
 RESAMPLES = 4000
@@ -41,6 +43,35 @@ def mean_of(samples: Floats) -> Estimate:
         return Estimate(mean, -np.inf, np.inf)
     reach = float(stdtrit(k - 1, 0.975) * samples.std(ddof=1) / np.sqrt(k))
     return Estimate(mean, mean - reach, mean + reach)
+
+
+def share_of(samples: Floats) -> Estimate:
+    """The mean of shares `samples` (k,) in [0, 1] with Wilson's interval, as of k yeses and noes.
+
+    Shares that are no yes or no vary less, so that the interval is wide enough for them too.
+    """
+    samples = np.asarray(samples, dtype=np.float64)
+    found = share(float(samples.sum()), len(samples))
+    return Estimate(found.value, found.low, found.high)
+
+
+def share_difference(ours: Floats, theirs: Floats) -> Estimate:
+    """Difference of two `share_of`, (k,) each and paired, by Newcombe's score interval (1998).
+
+    With φ the correlation of the pairs, the ends of both Wilson intervals at distances a and b give
+    `√(a² − 2φab + b²)`. Where all of one are equal φ is not known, and taken as 0.
+    """
+    one, other = share_of(ours), share_of(theirs)
+    varied = np.ptp(ours) > 0 and np.ptp(theirs) > 0
+    phi = float(np.corrcoef(ours, theirs)[0, 1]) if varied else 0.0
+
+    def reach(a: float, b: float) -> float:
+        return float(np.sqrt(max(a**2 - 2 * phi * a * b + b**2, 0.0)))
+
+    difference = one.mean - other.mean
+    down = reach(one.mean - one.low, other.high - other.mean)
+    up = reach(one.high - one.mean, other.mean - other.low)
+    return Estimate(difference, difference - down, difference + up)
 
 
 def ratio_of(top: Floats, bottom: Floats, seed: int = 0) -> Estimate:

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from agents.users import BehaviouralUsers, Norms
+from market.asking import asked_of, enough, written_for
 from market.audience import audience, audience_key, played
 from market.audience import norms_of as norms_of  # of pools, which others look for here
-from market.catalog import Ad, Catalog, Query
+from market.catalog import Ad, Catalog
 from market.retrieval import retrieve
 from market.scenario import Scenario
 from mechanisms.base import Mechanism
-from mechanisms.errors import BadInput
 from mechanisms.insertion import PHRASES
 from mechanisms.llm.base import Engine
 from mechanisms.llm.encoder import TextEncoder
@@ -42,7 +42,9 @@ from mechanisms.recording.record import with_manifest
 
 RECIPE = 9
 """Raise when the same key would be recorded differently, so that old pools are not reused."""
-QUERIES, USERS, SYNTHETIC = 1, 2, 3
+SYNTHETIC = 3  # purpose of the scenario's random stream
+_NOBODY = Ad("Ad-0", "Title", "Text", "", "")
+"""Stands for any ad where a key holds how an Ad-LLM is asked."""
 
 
 def make_pool(
@@ -75,13 +77,13 @@ def make_pool(
         )
     if writing:
         scenario = written_by(scenario, writing)
-    requests, users = make_requests(scenario)
+    engine = engine or LazyEngine(scenario)
+    requests, users = make_requests(scenario, engine)
     users = audience(scenario, users, shared, norms)
     folder = pool_folder(scenario, requests, users, salt)
     if (folder / "manifest.json").exists():
         say(f"candidate replies: reusing {folder}")
         return load_pool(folder)
-    engine = engine or LazyEngine(scenario)
     with contextlib.ExitStack() as stack:
 
         def kept(opened: Engine | None, name: str) -> Journaled | None:
@@ -110,8 +112,13 @@ def pools_of(
     """The pool that each mechanism trades on: the scenario's, or one written in its own way.
 
     All are judged as the scenario's are: users do not change with the mechanism.
+
+    Raises:
+        BadInput: an Ad-LLM that cannot be had, before anything is recorded.
     """
     engine = engine or LazyEngine(scenario)
+    for mechanism in mechanisms:
+        _check_writer(written_by(scenario, mechanism.writing), engine)
     shared = make_pool(scenario, say, engine=engine)
     pools = []
     for mechanism in mechanisms:
@@ -121,6 +128,15 @@ def pools_of(
         else:
             pools.append(make_pool(scenario, say, way, engine=engine, shared=shared))
     return pools
+
+
+def _check_writer(scenario: Scenario, engine: LazyEngine) -> None:
+    """Refuse an Ad-LLM that is not there, or that cannot be told of the scenario's ads."""
+    if scenario.replies.source == "synthetic" or scenario.replies.ad_llm is None:
+        return
+    style = AdLLM.load(scenario.replies.ad_llm).style
+    for request in make_requests(scenario, engine)[0]:
+        style.message(request.query, request.user, request.ads, [1.0] * len(request.ads))
 
 
 def written_by(scenario: Scenario, writing: Mapping[str, Any]) -> Scenario:
@@ -176,7 +192,7 @@ class LazyEngine:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.engine: Engine | None = None
-        self.writers: dict[str, Engine] = {}
+        self.writers: dict[tuple[str, ...], Engine] = {}
 
     def open(self) -> Engine:
         """The engine, with its LLM loaded."""
@@ -192,18 +208,19 @@ class LazyEngine:
         spec = scenario.replies
         if spec.ad_llm is None:
             return None
-        if spec.ad_llm not in self.writers:
-            ad_llm = AdLLM.load(spec.ad_llm)
-            if ad_llm.adapter is None and ad_llm.model == spec.model:
-                return self.open()
-            self.writers[spec.ad_llm] = make_engine(
+        ad_llm = AdLLM.load(spec.ad_llm)
+        if ad_llm.adapter is None and ad_llm.model == spec.model:
+            return self.open()
+        weights = tuple(ad_llm.weights)  # not its name: it may have been trained again since
+        if weights not in self.writers:
+            self.writers[weights] = make_engine(
                 spec.engine,
                 model=ad_llm.model,
                 dtype=spec.dtype,
                 server=spec.server,
                 adapter=ad_llm.adapter,
             )
-        return self.writers[spec.ad_llm]
+        return self.writers[weights]
 
 
 def recording_seed(scenario: Scenario, salt: int) -> int:
@@ -247,41 +264,49 @@ def pool_folder(
     # what most pools do without is left out, so that they keep the keys that they had
     key |= audience_key(scenario, users)
     if design.ad_llm is not None:
-        key["writer"] = identity(design.ad_llm.model)
+        key["asked"] = design.ad_llm.style.message("", "", [_NOBODY], [1.0])
     if design.generation == "auction":
         key["reading"] = "loose ids are malformed"
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "pools" / digest[:16]
 
 
-def make_requests(scenario: Scenario) -> tuple[list[Request], BehaviouralUsers]:
+def make_requests(
+    scenario: Scenario, engine: LazyEngine | None = None
+) -> tuple[list[Request], BehaviouralUsers]:
     """The scenario's requests, and the users who make them.
 
-    Queries and users are drawn; advertiser i stands behind the i-th ad taking part; a request's
-    candidate ads are those most similar to its query (MiniLM cosine).
+    Queries and users are drawn, or the User-LLM asks; advertiser i stands behind the i-th ad taking
+    part; a request's candidate ads are those most similar to its query (MiniLM cosine).
+
+    Args:
+        scenario: what is needed.
+        engine: of the LLM that asks, if one does; default one is opened if it has not yet asked.
 
     Raises:
         BadInput: fewer ads, queries or users in the catalog than the scenario asks for.
     """
     catalog = load_catalog(scenario)
     encoder = TextEncoder()
-    queries = _draw_queries(scenario, catalog.queries)
-    asked = encoder.embed([query.text for query in queries])
+    if scenario.requests.source == "generated":
+        asking = written_for(catalog, scenario, encoder, (engine or LazyEngine(scenario)).open)
+    else:
+        asking = asked_of(catalog, scenario)
+    asked = encoder.embed([query.text for query, _ in asking])
     copies = encoder.embed([f"{ad.title}. {ad.text}" for ad in catalog.ads])
     taking_part = _choose_ads(asked @ copies.T, scenario.num_advertisers)
     ads = [catalog.ads[i] for i in taking_part]
     candidates = retrieve(asked, copies[taking_part], scenario.requests.ads)
-    drawn = scenario.stream(USERS).integers(len(catalog.users), size=len(queries))
     requests = [
         Request(
             query_id=query.id,
             query=query.text,
-            user_id=catalog.users[who].id,
-            user=catalog.users[who].description,
+            user_id=user.id,
+            user=user.description,
             ads=[ads[i] for i in row],
             advertisers=[int(i) for i in row],
         )
-        for query, who, row in zip(queries, drawn, candidates, strict=True)
+        for (query, user), row in zip(asking, candidates, strict=True)
     ]
     return requests, BehaviouralUsers(encoder)
 
@@ -301,16 +326,8 @@ def load_catalog(scenario: Scenario) -> Catalog:
     catalog = Catalog.load(scenario.catalog.source)
     if scenario.catalog.categories is not None:
         catalog = catalog.select(categories=scenario.catalog.categories)
-    _enough("advertisers", scenario.num_advertisers, "ads", catalog.ads)
+    enough("advertisers", scenario.num_advertisers, "ads", catalog.ads)
     return catalog
-
-
-def _draw_queries(scenario: Scenario, queries: Sequence[Query]) -> list[Query]:
-    """Queries in random order, those asked twice in the same words left out."""
-    distinct = list({query.text: query for query in queries}.values())
-    _enough("requests.queries", scenario.requests.queries, "different queries", distinct)
-    order = scenario.stream(QUERIES).permutation(len(distinct))
-    return [distinct[i] for i in sorted(order[: scenario.requests.queries])]
 
 
 def _choose_ads(similarity: Floats, count: int) -> list[int]:
@@ -331,11 +348,3 @@ def _choose_ads(similarity: Floats, count: int) -> list[int]:
         chosen.append(best)
         left[:, best] = -np.inf
     return sorted(chosen)
-
-
-def _enough(key: str, wanted: int, what: str, there: Sequence[Ad | Query]) -> None:
-    if wanted > len(there):
-        raise BadInput(
-            f"{key} asks for {wanted} but the catalog has {len(there)} {what}; "
-            "ask for fewer, or choose more categories"
-        )

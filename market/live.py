@@ -85,8 +85,8 @@ class LiveReplies:
             BadInput: a pool that no LLM has recorded.
         """
         norms = norms_of(pool)
-        requests, asking = make_requests(scenario)
         engines = engines or LazyEngine(scenario)
+        requests, asking = make_requests(scenario, engines)
         compared = None
         if scenario.users.kind == "content":
             compared = make_pool(scenario, engine=engines)

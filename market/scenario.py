@@ -72,8 +72,16 @@ class CatalogSpec(_Strict):
 
 
 class RequestsSpec(_Strict):
-    """Which requests there are: `queries` of the catalog, each with `ads` candidate ads."""
+    """Which requests there are: `queries`, each with `ads` candidate ads.
 
+    Attributes:
+        source: of the queries: the `catalog`, by users drawn, or `generated`: the LLM of `replies`
+            writes them, once, in the name of the catalog's users (`agents.queries`).
+        queries: how many.
+        ads: n, candidate ads of each.
+    """
+
+    source: Literal["catalog", "generated"] = "catalog"
     queries: Count = 24
     ads: Count = 4
 
@@ -251,6 +259,11 @@ class Scenario(_Strict):
             raise BadInput(
                 f"users {self.users.kind} read replies, and synthetic ones have no text; set "
                 "replies.source to recorded"
+            )
+        if self.requests.source == "generated" and self.replies.source == "synthetic":
+            raise BadInput(
+                "requests.source is generated, but synthetic replies answer no queries; set "
+                "replies.source to recorded, or requests.source to catalog"
             )
         if self.requests.ads > self.num_advertisers:
             raise BadInput(

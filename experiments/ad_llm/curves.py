@@ -31,7 +31,7 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import rankdata
 
 from experiments.ad_llm.trials import HIGHEST, LOWEST, check_requests, under
-from experiments.ad_llm.writers import Writer
+from experiments.ad_llm.writers import RECIPE, Writer
 from experiments.bootstrap import RESAMPLES, Estimate, Intervals, intervals
 from mechanisms.errors import BadInput
 from mechanisms.llm.streams import derived_seed
@@ -95,15 +95,6 @@ class Sweep:
                          len(levels), axis=2)  # fmt: skip
         bids[np.arange(R), :, :, moved] = levels
         return cls(requests, moved, levels, bids, derived_seed(seed, "sweep replies"))
-
-    def take(self, rows: Sequence[int]) -> Sweep:
-        """The sweep of some of its requests, by index."""
-        return replace(
-            self,
-            requests=[self.requests[r] for r in rows],
-            moved=self.moved[list(rows)],
-            bids=self.bids[list(rows)],
-        )
 
     @property
     def asked(self) -> list[Request]:
@@ -229,7 +220,7 @@ def shares(writer: Writer, sweep: Sweep, before: Sequence[Sequence[str | None]])
 
 def _log_probs(writer: Writer, prompts: Sequence[str], texts: Sequence[Sequence[str]]) -> Floats:
     """(P, n) log-probability of each text under its prompt, in nats."""
-    told = [writer.identity, writer.ad_llm.temperature, prompts, texts]
+    told = [RECIPE, writer.identity, writer.ad_llm.temperature, prompts, texts]
     digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     file = cache_dir() / "shares" / f"{digest[:16]}.npy"
     if writer.identity and file.exists():
@@ -275,6 +266,9 @@ def _isotonic(curve: Floats) -> Floats:
 
 def _rank_correlations(curves: Floats, levels: Floats) -> Floats:
     """(K,) Spearman's correlation of each of `curves` (K, L) with the levels."""
+    # A mean of equal numbers differs from them by round-off, which would be ranked.
+    largest = np.abs(curves).max(axis=1, keepdims=True)
+    curves = np.round(curves / np.where(largest > 0, largest, 1.0), 9)
     ranks, order = rankdata(curves, axis=1), rankdata(levels)
     ranks, order = ranks - ranks.mean(axis=1, keepdims=True), order - order.mean()
     scale = np.sqrt((ranks**2).sum(axis=1) * (order**2).sum())

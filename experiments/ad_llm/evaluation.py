@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,8 @@ from experiments.ad_llm.curves import (
     shares,
     texts_before,
 )
-from experiments.ad_llm.table import table
 from experiments.ad_llm.trials import Trials
 from experiments.ad_llm.writers import Readers, Writer
-from experiments.bootstrap import Estimate
 from mechanisms.errors import BadInput
 from mechanisms.llm.chat import ChatTokenizer
 from mechanisms.llm_auction.reward import ResponseReward
@@ -61,18 +59,19 @@ def evaluate(
 
 
 def rules(
-    pool: ReplyPool, trials: Trials, reward: ResponseReward, taus: Mapping[str, float], read: Floats
+    pool: ReplyPool, trials: Trials, reward: ResponseReward, tau: float, read: Floats
 ) -> dict[str, pl.DataFrame]:
     """Frames of rules over the M candidates of `pool`, which is one of the trials' requests.
 
-    MOSAIC with and without offset at `taus["mosaic"]`, the ideal rule at `taus["ideal"]` and in the
-    limit of tau to 0 (the best of the candidates); the latter two at first price.
+    MOSAIC with and without offset at tau, in money per nat; at first price the ideal rule at tau
+    per nat of bids as the Ad-LLM reads them, at tau of bids in money, and in the limit of tau to 0
+    (the best of the candidates).
 
     Args:
         pool: (B, M, n) with importance weights.
         trials: B requests.
         reward: R.
-        taus: in money per nat.
+        tau: see above.
         read: (B,) tokens of the prompt under which candidates are written.
     """
     if pool.shape[0] != len(trials.requests):
@@ -85,14 +84,16 @@ def rules(
     def of(probabilities: Floats, paid: Floats | None = None) -> pl.DataFrame:
         return measures.of_candidates(pool, trials, reward, probabilities, paid, read)
 
-    plain, without = (
-        measures.mosaic(pool, trials, taus["mosaic"], offset) for offset in (True, False)
-    )
+    def ideal(tau: float | None, money: bool = False) -> pl.DataFrame:
+        return of(measures.ideal(pool, trials, reward, tau, money))
+
+    plain, without = (measures.mosaic(pool, trials, tau, offset) for offset in (True, False))
     return {
         f"mosaic, {M} candidates": of(*plain),
         f"mosaic without offset, {M} candidates": of(*without),
-        f"ideal rule, {M} candidates": of(measures.ideal(pool, trials, reward, taus["ideal"])),
-        f"best of {M} candidates": of(measures.ideal(pool, trials, reward, None)),
+        f"ideal rule, {M} candidates": ideal(tau),
+        f"ideal rule on bids in money, {M} candidates": ideal(tau, money=True),
+        f"best of {M} candidates": ideal(None),
     }
 
 
@@ -147,50 +148,3 @@ def _shares(writer: Writer, sweep: Sweep, before: Sequence[Sequence[str | None]]
     """The curve, where at least two requests have a text before a mention."""
     told = sum(any(text is not None for text in row) for row in before)
     return shares(writer, sweep, before) if told >= 2 else None
-
-
-def snapshot(
-    writer: Writer,
-    readers: Readers,
-    requests: Sequence[Request],
-    reward: ResponseReward,
-    seed: int = 0,
-    draws: int = 4,
-    sweep_draws: int = 1,
-) -> dict[str, Estimate | float]:
-    """What a training stage has come to, in a few numbers, for its log.
-
-    Args:
-        writer: as it is now.
-        readers: judge.
-        requests: held out from training.
-        reward: R.
-        seed: of bids and replies; equal seeds meet equal bids.
-        draws: bid profiles per request.
-        sweep_draws: the same for the curves; 0 for none.
-
-    Returns:
-        `revenue`, `reward`, `satisfaction`, `ads`, `compliant`, `well_formed` with intervals; of
-        curves `spearman_clicks`, `gain_clicks`, `spearman_share`, `gain_share` (highest level less
-        lowest) with intervals, and `violation_share` without.
-    """
-    trials = Trials.draw(requests, draws, seed)
-    frames, _ = evaluate([writer], readers, trials, reward)
-    row = table(frames, seed=seed).row(0, named=True)
-    names = ("revenue", "reward", "satisfaction", "ads", "compliant", "well_formed")
-    found: dict[str, Estimate | float] = {
-        name: Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in names
-    }
-    if not sweep_draws:
-        return found
-    curves = answers(writer, readers, Sweep.of(requests, seed, sweep_draws), None)
-    if curves.clicks is not None:
-        found["spearman_clicks"] = curves.clicks.spearman()
-        found["gain_clicks"] = curves.clicks.gain()
-    if curves.shares is not None:
-        found |= {
-            "spearman_share": curves.shares.spearman(),
-            "gain_share": curves.shares.gain(),
-            "violation_share": curves.shares.violation,
-        }
-    return found

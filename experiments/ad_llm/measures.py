@@ -19,14 +19,15 @@ import polars as pl
 from experiments.ad_llm.trials import Trials
 from mechanisms.checks import positive
 from mechanisms.gibbs import normalised
+from mechanisms.llm_auction.compliance import complies
 from mechanisms.llm_auction.prompt import shown_bids
 from mechanisms.llm_auction.reward import ResponseReward
 from mechanisms.mosaic import Mosaic
 from mechanisms.pool import Floats, ReplyPool
 
 MEASURES = (
-    "revenue", "value", "reward", "satisfaction", "ads", "shown", "malformed", "compliant",
-    "clicks", "read", "written",
+    "revenue", "value", "reward", "satisfaction", "ads", "shown", "malformed", "well_formed",
+    "compliant", "clicks", "read", "written",
 )  # fmt: skip
 
 
@@ -58,7 +59,7 @@ def of_writer(pool: ReplyPool, trials: Trials, reward: ResponseReward) -> pl.Dat
     - `value`: Σ b·ctr, what advertisers declare the reply to be worth;
     - `reward`: R; `satisfaction`: of the user, 0..1;
     - `ads`: ads shown; `shown`: whether any is; `malformed`: malformed mentions;
-    - `compliant`: whether it shows at least one ad, not more than it may, and nothing malformed;
+    - `well_formed`, `compliant`: whether the reply is, see `mechanisms.llm_auction.compliance`;
     - `clicks`: expected; `read`, `written`: LLM tokens of serving the request.
     """
     P = pool.shape[0]
@@ -104,16 +105,23 @@ def mosaic(
     return found.probabilities, found.payments.sum(axis=1)
 
 
-def ideal(pool: ReplyPool, trials: Trials, reward: ResponseReward, tau: float | None) -> Floats:
+def ideal(
+    pool: ReplyPool,
+    trials: Trials,
+    reward: ResponseReward,
+    tau: float | None,
+    money: bool = False,
+) -> Floats:
     """(B * D, M) probabilities `π_j ∝ w_j·exp(R_j/tau)`; without tau all on the greatest R_j.
 
     The rule that training approaches: with the reward of the training, of bids as the Ad-LLM reads
-    them (1..100 relative to the highest); tau is the paper's β, in that unit per nat.
+    them (1..100 relative to the highest); tau is the paper's β, in that unit per nat. With `money`,
+    of bids as they are, and tau in money per nat as MOSAIC's.
     """
     copies = _copies(pool, trials)
     complete = _complete(pool)[copies.rows]
-    read = shown_bids(trials.flat).astype(np.float64)
-    rewards = reward(read, copies.ctr, copies.exposure, copies.malformed, complete)
+    bids = trials.flat if money else shown_bids(trials.flat).astype(np.float64)
+    rewards = reward(bids, copies.ctr, copies.exposure, copies.malformed, complete)
     if tau is None:
         return (rewards.argmax(axis=1)[:, None] == np.arange(rewards.shape[1])).astype(float)
     positive("tau", tau)
@@ -144,7 +152,8 @@ def _frame(
         "ads": ads,
         "shown": ads > 0,
         "malformed": some.malformed,
-        "compliant": (ads > 0) & (ads <= reward.max_ads) & (some.malformed == 0),
+        "well_formed": some.malformed == 0,
+        "compliant": complies(ads, some.malformed, reward.max_ads),
         "clicks": some.ctr.sum(axis=2),
     }
     expected = {name: (pi * amounts).sum(axis=1) for name, amounts in found.items()}

@@ -30,6 +30,7 @@ class Stage:
         epochs: what each epoch saw; for IRPO `epoch`, `correlation_before` and `correlation` of
             predicted and users' click probabilities, `reward`, `revenue`, `well_formed`, `pairs`.
         settings: of the whole training (`market.training.TrainingSpec`).
+        pctr: folder of its click model after the last epoch; None if it has none.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Stage:
     seconds: Mapping[str, float] = field(default_factory=dict)
     epochs: Sequence[Mapping[str, Any]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    pctr: Path | None = None
 
     @property
     def warm_start(self) -> bool:
@@ -75,6 +77,7 @@ def read_stages(folder: Path) -> list[Stage]:
                     seconds=told.get("phases") or {"train": told["seconds"]},
                     epochs=told.get("epochs") or [],
                     settings=told["training"],
+                    pctr=_click_model(file.parent, told.get("epochs") or []),
                 )
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -87,6 +90,11 @@ def read_stages(folder: Path) -> list[Stage]:
             "folder that `admarket train` wrote"
         )
     return sorted(found, key=lambda stage: (STAGES.index(stage.kind), stage.name))
+
+
+def _click_model(folder: Path, epochs: Sequence[Mapping[str, Any]]) -> Path | None:
+    kept = folder / "work" / f"epoch-{len(epochs)}" / "pctr"
+    return kept if kept.exists() else None
 
 
 def _ad_llm(folder: Path) -> AdLLM | None:

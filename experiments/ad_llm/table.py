@@ -1,7 +1,7 @@
 """The rows of the comparison: means, paired differences and ratios, with 95 % intervals.
 
-Requests are independent, bid profiles of a request are not: profiles are averaged first, and
-bootstrap-t intervals resample requests (`experiments.bootstrap.ratio_of`).
+Requests are independent, bid profiles of a request are not: profiles are averaged first. Intervals
+are over requests (`experiments.bootstrap`): bootstrap-t, of shares Wilson's.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from collections.abc import Mapping
 import numpy as np
 import polars as pl
 
-from experiments.bootstrap import Estimate, ratio_of
+from experiments.bootstrap import Estimate, ratio_of, share_difference, share_of
 from mechanisms.pool import Floats
 
 SHOWN = (
     "revenue", "reward", "value", "satisfaction", "ads", "shown", "compliant", "well_formed",
     "read", "written",
 )  # fmt: skip
-COMPARED = ("revenue", "reward", "satisfaction", "compliant")
+SHARES = ("shown", "compliant", "well_formed")
+COMPARED = ("revenue", "reward", "value", "satisfaction", "compliant")
 
 
 def table(
@@ -29,13 +30,13 @@ def table(
     Args:
         frames: by name, as `experiments.ad_llm.measures` returns them, of the same trials.
         against: name whose revenue and reward are the denominators of `revenue_ratio` and
-            `reward_ratio`, which are null where that is not above 0.
+            `reward_ratio`, which are null where their intervals are not above 0: what a ratio is
+            to could be nothing, and the ratio anything.
         seed: of the resamples.
 
     Returns:
-        `name`, `requests`, `profiles`; the means `SHOWN`, of which `well_formed` is the share of
-        mentions that are, of those tried (pieces of markers count as tried); the ratios. Each with
-        `_low` and `_high`.
+        `name`, `requests`, `profiles`; the means `SHOWN`, of which `SHARES` are shares of replies;
+        the ratios. Each with `_low` and `_high`.
     """
     rows = []
     for name, frame in frames.items():
@@ -60,14 +61,15 @@ def differences(frames: Mapping[str, pl.DataFrame], against: str, seed: int = 0)
         if name != against:
             row = {"name": name, "against": against}
             for measure in COMPARED:
-                change = paired(by_request(frame), base, measure, seed)
-                row |= _cells(measure, change)
+                row |= _cells(measure, paired(by_request(frame), base, measure, seed))
             rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
 def paired(ours: pl.DataFrame, theirs: pl.DataFrame, measure: str, seed: int = 0) -> Estimate:
     """Mean difference by request of two frames of `by_request`."""
+    if measure in SHARES:
+        return share_difference(ours[measure].to_numpy(), theirs[measure].to_numpy())
     return mean_bootstrapped((ours[measure] - theirs[measure]).to_numpy(), seed)
 
 
@@ -83,15 +85,13 @@ def mean_bootstrapped(samples: Floats, seed: int = 0) -> Estimate:
 
 
 def _mean(sums: pl.DataFrame, measure: str, seed: int) -> Estimate:
-    if measure != "well_formed":
-        return mean_bootstrapped(sums[measure].to_numpy(), seed)
-    mentions = sums["ads"] + sums["malformed"]
-    return _quotient(sums["ads"].to_numpy(), mentions.to_numpy(), seed)
+    samples = sums[measure].to_numpy()
+    return share_of(samples) if measure in SHARES else mean_bootstrapped(samples, seed)
 
 
 def _quotient(top: Floats, bottom: Floats, seed: int) -> Estimate:
-    """Σ top / Σ bottom; nothing where the latter is not above 0."""
-    if not bottom.sum() > 0:
+    """Σ top / Σ bottom; nothing where the interval of the latter's mean reaches 0."""
+    if not mean_bootstrapped(bottom, seed).low > 0:
         return Estimate(np.nan, np.nan, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):  # resamples with nothing at the bottom
         return ratio_of(top, bottom, seed)

@@ -51,7 +51,7 @@ class Engines:
         self.engine = engine
         self._open = reference or (lambda: make_engine(engine, model=model, dtype=dtype))
         self._reference: Engine | None = None
-        self._last: tuple[AdLLM, Engine] | None = None
+        self._last: tuple[list[str], Engine] | None = None
 
     def reference(self) -> Engine:
         """The reference LLM."""
@@ -63,12 +63,13 @@ class Engines:
         """The engine of an Ad-LLM; the one before it is let go."""
         if ad_llm.adapter is None and ad_llm.model == self.model:
             return self.reference()
-        if self._last is None or self._last[0] != ad_llm:
+        weights = ad_llm.weights  # not its folder: it may have been trained again since
+        if self._last is None or self._last[0] != weights:
             self._last = None
             opened = make_engine(
                 self.engine, model=ad_llm.model, dtype=self.dtype, adapter=ad_llm.adapter
             )
-            self._last = ad_llm, opened
+            self._last = weights, opened
         return self._last[1]
 
     def told(self, model: str) -> tuple[str, ...]:

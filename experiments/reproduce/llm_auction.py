@@ -19,6 +19,7 @@ import polars as pl
 
 from agents.judge import JudgeSettings, JudgingUsers
 from experiments.ad_llm import evaluation
+from experiments.ad_llm.clicks import Predicted, predicted_clicks
 from experiments.ad_llm.curves import FINE, MIDDLE, Sweep
 from experiments.ad_llm.evaluation import Answers
 from experiments.ad_llm.examples import side_by_side
@@ -66,13 +67,14 @@ class Field:
     Attributes:
         scenario: the market.
         requests: held out from training.
-        candidates: (B, M, n) recorded replies to them, by guided insertion under the Ad-LLM's rules
-            for ending a reply; MOSAIC and the ideal rule trade on these.
+        candidates: (B, M, n) recorded replies to them, by guided insertion under the rules for
+            ending a reply of `experiments.training.data.pool_design`, which allow fewer tokens than
+            the Ad-LLM's; MOSAIC and the ideal rule trade on these.
         engines: of the reference LLM and the Ad-LLMs.
         readers: judge, by the norms of the pool that training used.
         reward: R.
-        beta: tau of MOSAIC, in money per nat, and of the ideal rule, which reads bids as the Ad-LLM
-            does (`experiments.ad_llm.measures.ideal`).
+        beta: tau of MOSAIC, in money per nat, and of the ideal rule, per nat of bids as the Ad-LLM
+            reads them and of bids in money (`experiments.ad_llm.measures.ideal`).
     """
 
     scenario: Scenario
@@ -137,6 +139,8 @@ class Study:
         seconds: wall time by what was done.
         market: best responses in the scenario's market, see `llm_auction_market`; None if not
             asked.
+        clicks: what the click model of the training that is on trial predicts of the replies, and
+            clicks on them; None if it has none.
         agreement: of the users with a User-LLM, on some of the candidates; None if not asked.
     """
 
@@ -155,6 +159,7 @@ class Study:
     stages: Sequence[Stage]
     encodings: pl.DataFrame | None
     seconds: dict[str, float]
+    clicks: Predicted | None = None
     market: pl.DataFrame | None = None
     agreement: Agreement | None = None
 
@@ -190,13 +195,9 @@ def study(
     frames, pools = evaluation.evaluate(writers, field.readers, trials, field.reward, say)
     clock.note("replies")
     read = evaluation.prompt_lengths(field.requests, ChatTokenizer(field.scenario.replies.model))
-    taus = {"mosaic": field.beta, "ideal": field.beta}
-    frames |= evaluation.rules(field.candidates, trials, field.reward, taus, read)
+    frames |= evaluation.rules(field.candidates, trials, field.reward, field.beta, read)
     clock.note("rules")
-    sweep = Sweep.of(spread(field.requests, SWEPT), seed, sweep_draws)
-    rows = spread(range(len(sweep.requests)), RANKED)
-    fixed = Sweep.of(sweep.requests, seed, levels=FINE, others=MIDDLE).take(rows)
-    single = Sweep.of(sweep.requests, seed).take(rows)
+    sweep, single, fixed = sweeps(field.requests, seed, sweep_draws)
     answers = {}
     for writer in writers:
         say(f"bidding curves of {writer.name}")
@@ -223,6 +224,31 @@ def study(
         stages=stages,
         encodings=encodings,
         seconds=seconds,
+        clicks=_predicted(field, stages, trained, pools[trained], seed),
+    )
+
+
+def _predicted(
+    field: Field, stages: Sequence[Stage], trained: str, pool: ReplyPool, seed: int
+) -> Predicted | None:
+    """By the click model of the stage on trial, which is named in `trained`."""
+    kept = [stage.pctr for stage in stages if trained == f"{TRAINED}: {stage.label}"]
+    if not kept or kept[0] is None:
+        return None
+    encoder = field.readers.users.encoder
+    return predicted_clicks(kept[0], pool, field.requests, encoder, seed)
+
+
+def sweeps(
+    requests: Sequence[Request], seed: int, draws: int = SWEEP_DRAWS
+) -> tuple[Sweep, Sweep, Sweep]:
+    """Of the curves before and after, of the other writers', and on the fine grid."""
+    swept = spread(requests, SWEPT)
+    ranked = spread(swept, RANKED)
+    return (
+        Sweep.of(swept, seed, draws),
+        Sweep.of(ranked, seed),
+        Sweep.of(ranked, seed, levels=FINE, others=MIDDLE),
     )
 
 

@@ -13,6 +13,7 @@ from experiments.bootstrap import Estimate, mean_of
 from experiments.report import number
 from experiments.reproduce.llm_auction import PRETRAINED, Study
 from experiments.reproduce.page import Conclusion, Verdict, judge
+from market.training import TrainingSpec
 
 MONOTONE = 0.9
 """Spearman's correlation of clicks with the bid from which on they are said to rise."""
@@ -46,7 +47,11 @@ def earnings(study: Study) -> Iterator[Conclusion]:
         gain = _gain(study, study.trained, PRETRAINED, measure)
         base, ours = (_cell(_row(study, name), measure) for name in (PRETRAINED, study.trained))
         ratio = _cell(row, f"{measure}_ratio")
-        times = f"{show(ratio)} times" if np.isfinite(ratio.mean) else "no ratio to what is not > 0"
+        times = (
+            f"{show(ratio)} times"
+            if np.isfinite(ratio.mean)
+            else "no ratio: what it is to may be 0"
+        )
         yield Conclusion(
             f"(a) {measure} per query",
             f"LLM-Auction earns {claim} {measure} per query of the pre-trained LLM.",
@@ -70,22 +75,30 @@ def training(study: Study) -> Conclusion:
 
 
 def mosaic(study: Study) -> Conclusion:
-    """What is paid under each mechanism's own rule."""
+    """By what the replies are worth to advertisers: revenues at these bids compare payment rules.
+
+    Rochet payments leave truthful advertisers a surplus and first prices none. Under first price
+    they would bid otherwise, and how far is another question (`in_the_market`).
+    """
     name = _first(study, "mosaic, ")
-    revenue, reward = (_gain(study, study.trained, name, each) for each in ("revenue", "reward"))
+    value, reward, revenue = (
+        _gain(study, study.trained, name, each) for each in ("value", "reward", "revenue")
+    )
     return Conclusion(
         "(a) MOSAIC",
         "LLM-Auction earns more than MOSAIC with 20 candidates.",
-        f"less {name} at tau = {study.field.beta:g} (Rochet payments with offset): revenue "
-        f"{show(revenue, '+')}, reward {show(reward, '+')} per query. Replies to MOSAIC are "
-        "written by guided insertion, which this LLM needs to show ads at all.",
-        judge(_requests(study), revenue),
+        f"less {name} at tau = {study.field.beta:g}, at the same bids: value to advertisers "
+        f"{show(value, '+')} per query, which is judged; reward {show(reward, '+')}, revenue "
+        f"{show(revenue, '+')}. Revenue is Rochet payments (with offset) there and first prices "
+        "here, and bids are not played anew for either. Replies to MOSAIC are written by guided "
+        "insertion, which this LLM needs to show ads at all.",
+        judge(_requests(study), value),
     )
 
 
 def ceiling(study: Study) -> Conclusion:
     """The paper has no such row."""
-    ideal, best = (_first(study, start) for start in ("ideal rule", "best of"))
+    ideal, best = (_first(study, start) for start in ("ideal rule, ", "best of"))
     rewards = [_cell(_row(study, name), "reward") for name in (study.trained, ideal, best)]
     short = _gain(study, study.trained, ideal, "reward")
     return Conclusion(
@@ -129,25 +142,28 @@ def continuous(study: Study) -> Conclusion:
 
 
 def compliance(study: Study) -> Conclusion:
-    """Of mentions, how many are; a reply without any breaks no format, so these are said apart."""
+    """Of replies, how many show an ad in it; one without any breaks no format, but shows none."""
     row, base = (_row(study, name) for name in (study.trained, PRETRAINED))
     kept, formed = _cell(row, "compliant"), _cell(row, "well_formed")
     return Conclusion(
         "(c) format",
         f"Ads are mentioned in the format @Title@[Ad-ID] (asked: {100 * COMPLIANT:.0f} %).",
-        f"{_percent(formed)} of mentions tried are well-formed, pieces of markers counted "
-        f"(pre-trained "
-        f"{_percent(_cell(base, 'well_formed'))}); {_percent(kept)} of replies show an ad, and "
-        f"nothing malformed (pre-trained {_percent(_cell(base, 'compliant'))}).",
-        judge(_requests(study), formed.less(COMPLIANT)),
+        f"{_percent(kept)} of replies show an ad, not more than they may, and nothing malformed "
+        f"(pre-trained {_percent(_cell(base, 'compliant'))}); nothing malformed, with an ad or "
+        f"without, is in {_percent(formed)} (pre-trained {_percent(_cell(base, 'well_formed'))}). "
+        "Wilson's intervals over requests.",
+        judge(_requests(study), kept.less(COMPLIANT)),
     )
 
 
 def value_maximizers(study: Study) -> Conclusion:
     """Best responses to the curve after training."""
     part = _responses(study, "value")
-    worst = float((part["ratio"] - 1).abs().max())
-    verdict: Verdict = "agrees" if worst <= NEAR else "differs"
+    verdict: Verdict = "open"
+    if (part["ratio_high"] < 1 - NEAR).any():
+        verdict = "differs"
+    elif (part["ratio_low"] >= 1 - NEAR).all():
+        verdict = "agrees"
     return Conclusion(
         "(d) value maximizers",
         "The best bid at first price is v/tau_roi.",
@@ -159,43 +175,47 @@ def value_maximizers(study: Study) -> Conclusion:
 
 
 def utility_maximizers(study: Study) -> Conclusion:
-    """Likewise."""
+    """Nobody gains by a first price of its own value, so that shading cannot fail: not judged."""
     part = _responses(study, "utility")
-    shaded = (part["ratio_high"] < 1).all()
-    bids = (
-        part["ratio"] > 0
-    ).any()  # clicks that do not rise are worth no bid, which proves nothing
     return Conclusion(
         "(d) utility maximizers",
         "The first price is for value maximizers; utility maximizers shade.",
         f"best bid over value between {_range(part)}.",
-        ("agrees" if shaded else "differs") if _told(study) and bids else "open",
+        "figures only",
     )
 
 
 def in_the_market(study: Study) -> Iterator[Conclusion]:
-    """Iterated best responses of the scenario's advertisers; intervals are over advertisers."""
+    """Iterated best responses of the scenario's advertisers; intervals are over advertisers.
+
+    Of utility maximizers figures only, see `utility_maximizers`.
+    """
     if study.market is None:
         return
     for objective, column, what in (
         ("value", "bid_over_target", "v/tau_roi"),
         ("utility", "bid_over_value", "value"),
     ):
-        part = study.market.filter(pl.col("objective") == objective)
+        everyone = study.market.filter(pl.col("objective") == objective)
+        part = everyone.filter("determined")
         if part.height < 2:
             continue
         ratio = mean_of(part[column].to_numpy())
-        held = ratio.low > 1 - NEAR if objective == "value" else ratio.high < 1
-        missed = ratio.high < 1 - NEAR if objective == "value" else ratio.low > 1
         settled = bool(part["converged"].all())
+        verdict: Verdict = "open" if objective == "value" else "figures only"
+        if objective == "value" and settled and ratio.low > 1 - NEAR:
+            verdict = "agrees"
+        elif objective == "value" and settled and ratio.high < 1 - NEAR:
+            verdict = "differs"
         claim = "bid v/tau_roi" if objective == "value" else "shade"
         yield Conclusion(
             f"(d) {objective} maximizers in the market",
             f"At first price, {objective} maximizers {claim}.",
-            f"iterated best responses on recorded replies (response surface), "
+            f"iterated best responses on what recorded replies tell, "
             f"{'converged' if settled else 'not converged'}: bid over {what} {show(ratio)}, mean "
-            f"over the {part.height} whose best bid is determined.",
-            "agrees" if held and settled else "differs" if missed and settled else "open",
+            f"over the {part.height} of {everyone.height} whose best bid is determined (the others "
+            "are never shown, or do as well by a range of bids).",
+            verdict,
         )
 
 
@@ -203,12 +223,15 @@ def tokens(study: Study) -> Conclusion:
     """LLM tokens of serving one request."""
     ours, theirs = (_row(study, name) for name in (study.trained, _first(study, "mosaic, ")))
     less = theirs["written"] / ours["written"]
+    spec = study.field.scenario.training or TrainingSpec()
     return Conclusion(
         "(e) one pass",
         "One generation serves a request, without candidates.",
         f"{ours['written']:.0f} tokens written behind a prompt of {ours['read']:.0f}; MOSAIC "
         f"{theirs['written']:.0f} ({less:.0f} times as many) behind a prompt of "
-        f"{theirs['read']:.0f}, which is run once.",
+        f"{theirs['read']:.0f}, which is run once. Rules for ending a reply differ: MOSAIC's "
+        f"candidates have at most {spec.pool_tokens} tokens each, LLM-Auction's reply "
+        f"{spec.max_tokens}, mentions on top.",
         "agrees" if less > 1 else "differs",
     )
 

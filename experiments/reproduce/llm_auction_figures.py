@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from experiments.ad_llm.clicks import VIEWERS
 from experiments.ad_llm.curves import Curve
 from experiments.ad_llm.stages import correlations, times
-from experiments.pctr_figures import LEARNING_CAPTION, learning
+from experiments.pctr_figures import LEARNING_CAPTION, RELIABILITY_CAPTION, learning, reliability
 from experiments.plots import FAINT, INK, WIDTH, style
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ CAPTIONS = {
         "own probabilities on each deployment of IRPO, before and after it has learned from it."
     ),
     "click_model": LEARNING_CAPTION,
+    "reliability": (
+        f"{RELIABILITY_CAPTION} Replies are those of the trained Ad-LLM, written after the click "
+        f"model was, each seen by {VIEWERS} users."
+    ),
 }
 
 
@@ -60,6 +65,8 @@ def draw(study: Study) -> dict[str, Figure]:
         found["training"] = training(study.stages)
     if history := _click_history(study):
         found["click_model"] = learning(history, "pass over the clicks")
+    if study.clicks is not None:
+        found["reliability"] = reliability(*study.clicks)
     return found
 
 
@@ -221,13 +228,13 @@ def _cells(frame: pl.DataFrame, name: str) -> list[np.ndarray]:
     return [column.fill_null(float("nan")).to_numpy() for column in columns]
 
 
-def _figure(columns: int, height: float, **grid) -> tuple[Figure, list[Axes]]:
+def _figure(columns: int, height: float) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     with style():
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axes = figure.subplots(1, columns, gridspec_kw=grid or None)
-    return figure, list(axes)
+        axes = figure.subplots(1, columns, squeeze=False)
+    return figure, list(axes[0])
 
 
 def _legend(figure: Figure, ax: Axes) -> None:

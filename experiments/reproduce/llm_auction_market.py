@@ -22,17 +22,19 @@ def market_responses(
     """Iterated best responses of all advertisers under `llm-auction`, on its response surface.
 
     Args:
-        scenario: its requests and advertisers.
+        scenario: its requests and advertisers, and how `llm-auction` reads recorded replies.
         ad_llm: name or folder of the Ad-LLM.
         say: told what is going on; replies are recorded where nobody has yet.
 
     Returns:
-        `experiments.best_response.BestResponse.labelled`, without advertisers that are never shown
-        or whose best bid is left open.
+        `experiments.best_response.BestResponse.labelled`, a row per advertiser, and `determined`:
+        it is shown, and its objective leaves its best bid not open.
     """
-    mechanism = LLMAuction(ad_llm=ad_llm)
+    asked = scenario.mechanism
+    given = asked.parameters if asked.name == LLMAuction.name else {}
+    mechanism = LLMAuction(**{**given, "ad_llm": ad_llm})
     (pool,) = pools_of(scenario, [mechanism], say)
     say("best responses in the market")
     found = best_responses(mechanism, pool, population(scenario)).labelled(mechanism.name)
     settled = [~pl.col("note").str.contains(words, literal=True) for words in (NEVER_SHOWN, *OPEN)]
-    return found.filter(*settled)
+    return found.with_columns(determined=pl.all_horizontal(settled))

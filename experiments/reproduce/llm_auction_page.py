@@ -18,6 +18,7 @@ from experiments.ad_llm.stages import (
     times,
     totals,
 )
+from experiments.ad_llm.trials import HIGHEST
 from experiments.agreement import section
 from experiments.page import Column, Subject, Table, check_folder, write_page
 from experiments.provenance import where
@@ -128,7 +129,7 @@ def summary(study: Study, ad_llm: AdLLM) -> str:
     gain = study.gains.row(by_predicate=pl.col("name") == study.trained, named=True)
     multiples = (row["revenue_ratio"], row["reward_ratio"])
     revenue, reward = (
-        "no multiple (that is not above 0) of" if ratio is None else f"{number(ratio)} times"
+        "no multiple (that may be 0 or less) of" if ratio is None else f"{number(ratio)} times"
         for ratio in multiples
     )
     return (
@@ -137,9 +138,9 @@ def summary(study: Study, ad_llm: AdLLM) -> str:
         f"requests held out from training: {revenue} the revenue and {reward} the reward of the "
         f"pre-trained, and {gain['revenue']:+.2f} revenue and {gain['reward']:+.2f} reward against "
         f"{study.before}. 95 % intervals are over requests: bootstrap-t of means and ratios, "
-        "percentile of curves and best responses. “Agrees” and “differs” are about the direction "
-        "of the paper's conclusion, not its numbers; “open”: the interval does not tell, or there "
-        f"are fewer than {FEWEST} requests; “figures only”: nothing is judged."
+        "Wilson's of shares, percentile of curves and best responses. “Agrees” and “differs” are "
+        "about the direction of the paper's conclusion, not its numbers; “open”: the interval does "
+        f"not tell, or there are fewer than {FEWEST} requests; “figures only”: nothing is judged."
     )
 
 
@@ -196,16 +197,20 @@ def shown(study: Study) -> list[Table]:
                 Column("name", ""),
                 Column("revenue", "Revenue", money),
                 Column("revenue_ratio", "Revenue", f"times {PRETRAINED}; paper: 3"),
+                Column("value", "Value", f"to advertisers, {money}"),
                 Column("reward", "Reward", money),
                 Column("reward_ratio", "Reward", f"times {PRETRAINED}; paper: 2.17"),
                 Column("satisfaction", "Satisfaction", "0 to 1"),
-                Column("compliant", "In the format", f"{share} of replies"),
+                Column("compliant", "In the format", f"with an ad, {share} of replies"),
+                Column("well_formed", "Nothing malformed", f"{share} of replies"),
                 Column("read", "Prompt", "tokens"),
                 Column("written", "Written", "tokens"),
             ],
             note=(
-                "95 % bootstrap-t intervals over requests. A dash for a ratio: what it is to is "
-                "not above 0. Of MOSAIC revenue is its payments; of all others first prices."
+                "95 % intervals over requests: bootstrap-t, of shares Wilson's. A dash for a "
+                "ratio: what it is to may be 0 or less, by its interval. Of MOSAIC revenue is its "
+                "payments; of all others first prices, which are all that advertisers say a reply "
+                "is worth: compare value, not revenue, with MOSAIC."
             ),
         ),
         Table(
@@ -214,6 +219,7 @@ def shown(study: Study) -> list[Table]:
             [
                 Column("name", ""),
                 Column("revenue", "Revenue", money),
+                Column("value", "Value", money),
                 Column("reward", "Reward", money),
                 Column("satisfaction", "Satisfaction"),
                 Column("compliant", "In the format", share),
@@ -277,7 +283,8 @@ def _encoding_table(frame: pl.DataFrame) -> Table:
         ],
         note=(
             "Each distilled from the untrained LLM by itself, to choose the setting; from "
-            "encodings.json beside the stages."
+            "encodings.json beside the stages. Measured on held-out requests that all other tables "
+            "are on too: the curves of the way chosen may owe a little to the choice."
         ),
     )
 
@@ -334,7 +341,9 @@ def facts(study: Study, ad_llm: AdLLM) -> list[tuple[str, str]]:
         (
             "Reward",
             f"expected clicks by the users' model; {reward.user_weight:g} for each broken or "
-            f"surplus mention, {reward.unfinished:g} of that for a reply that breaks off",
+            f"surplus mention, {reward.unfinished:g} of that for a reply that breaks off; for a "
+            f"bid of {HIGHEST:g} no such mention pays up to a click probability of "
+            f"{reward.covers(HIGHEST):g}",
         ),
         (
             "Candidates",
@@ -343,8 +352,8 @@ def facts(study: Study, ad_llm: AdLLM) -> list[tuple[str, str]]:
         ),
         (
             "tau",
-            f"{field.beta:g} per nat, of MOSAIC and of the ideal rule; the latter on bids as the "
-            "LLM reads them",
+            f"{field.beta:g} per nat: of MOSAIC in money; of the ideal rule on bids as the LLM "
+            "reads them (1 to 100, relative to the highest) and, in a row of its own, in money",
         ),
         ("Curves", f"{R} requests, {S} draws of the others' bids, {L} levels"),
         ("Seeds", f"environment {field.scenario.environment_seed}, analysis {study.seed}"),

@@ -25,8 +25,8 @@ PLAN = (
 
 def train_all(
     scenario: Scenario, seed: int, folder: Path, say: Callable[[str], None] = lambda _: None
-) -> None:
-    """Run what is not done yet of `PLAN`, in `folder`."""
+) -> Path:
+    """Run what is not done yet of `PLAN`, in `folder`, which is returned."""
     spec = (scenario.training or TrainingSpec()).model_dump()
     for name, stage, start, oracle in PLAN:
         asked = scenario
@@ -34,3 +34,4 @@ def train_all(
             asked = scenario.with_(training={**spec, "irpo": {**spec["irpo"], "oracle": oracle}})
         begun = None if start is None else folder / start / POLICY
         train(asked, stage, seed, folder / name, begun, say)
+    return folder

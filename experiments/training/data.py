@@ -37,8 +37,14 @@ def training_requests(scenario: Scenario) -> Split:
     """The requests of the scenario's training; see `market.training.TrainingSpec`.
 
     Raises:
-        BadInput: nothing is left to train on.
+        BadInput: nothing is left to train on, or users other than behavioural ones, by whom
+            training is not judged.
     """
+    if scenario.users.kind != "behavioural":
+        raise BadInput(
+            f"users is {scenario.users.kind}, but training and its evaluation know behavioural "
+            "users alone; leave users out"
+        )
     spec = scenario.training or TrainingSpec()
     catalog = Catalog.load(scenario.catalog.source)
     market, _ = make_requests(scenario)

@@ -2,6 +2,10 @@
 
 Small LLMs hardly read numbers; which way they do read is a question to measurement. Each way starts
 from the untrained LLM, meets the same requests, bids and replies, and takes as many steps.
+
+They are measured on the held-out requests, on which the Ad-LLM that is made by the way chosen is
+tried too. Nothing is trained on these, but the best of five ways there may owe a little to them:
+read its curve in the study of LLM-Auction with that in mind. The page says so.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +62,36 @@ def merge(network: nn.Module, folder: Path) -> dict[str, Tensor]:
             f"adapter {folder} holds {min(foreign)}, which is no LoRA weight; train it with LoRA "
             "alone"
         )
-    before = {}
-    for name in sorted(adapted):
-        module = name.removeprefix(_PREFIX)
-        down, up = (tensors.get(f"{name}.lora_{half}.weight") for half in "AB")
-        weight = _weight(network, module)
-        known = down is not None and up is not None and weight is not None
-        if not known or weight.shape != (up.shape[0], down.shape[1]):
-            raise BadInput(
-                f"adapter {folder} does not fit the LLM at {module}; give the LLM that it was "
-                "trained on"
-            )
-        before[module] = weight.data
+    found = {name: _halves(network, folder, tensors, name) for name in sorted(adapted)}
+    before = {}  # all is checked: from here on nothing fails halfway
+    for name, (weight, down, up) in found.items():
+        before[name.removeprefix(_PREFIX)] = weight.data
         change = scale * (up.float() @ down.float())
         weight.data = (weight.data.float() + change.to(weight.device)).to(weight.dtype)
     return before
+
+
+def _halves(
+    network: nn.Module, folder: Path, tensors: Mapping[str, Tensor], name: str
+) -> tuple[nn.Parameter, Tensor, Tensor]:
+    """The weight of a module, and the A (r, in) and B (out, r) to be added to it."""
+    module = name.removeprefix(_PREFIX)
+    down, up = (tensors.get(f"{name}.lora_{half}.weight") for half in "AB")
+    weight = _weight(network, module)
+    known = down is not None and up is not None and weight is not None
+    fits = known and down.ndim == up.ndim == 2 and len(down) == up.shape[1]
+    if not fits or weight.shape != (len(up), down.shape[1]):
+        raise BadInput(
+            f"adapter {folder} does not fit the LLM at {module}; give the LLM that it was "
+            "trained on"
+        )
+    users = [n for n, w in network.named_parameters(remove_duplicate=False) if w is weight]
+    if len(users) > 1:
+        raise BadInput(
+            f"adapter {folder} changes {module}, whose weights are also {users[0]}: merging would "
+            "change both; train an adapter of other modules"
+        )
+    return weight, down, up
 
 
 def modules(folder: Path) -> set[str]:
@@ -86,7 +102,7 @@ def modules(folder: Path) -> set[str]:
 def bid_embedding(folder: Path) -> Tensor | None:
     """(levels, width) the adapter's addition to the embeddings of bid symbols; None without."""
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as held:
+        with _opened(file) as held:
             if EMBEDDING in held.keys():  # noqa: SIM118 (not a dict)
                 return held.get_tensor(EMBEDDING)
     return None
@@ -172,9 +188,15 @@ def _modules(tensors: Iterable[str]) -> set[str]:
 
 def _tensors(file: Path) -> dict[str, Tensor]:
     _bytes(file)
+    with _opened(file) as held:
+        return {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, "pt") as held:
-            return {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
+            yield held
     except SafetensorError as error:
         raise BadInput(f"{file} is damaged ({error}); train it again") from None
 

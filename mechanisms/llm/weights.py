@@ -112,7 +112,10 @@ def identity(name: str) -> list[str]:
     if name in PACKAGED or not path.is_dir():
         return [name]
     files = sorted(file for file in path.iterdir() if file.is_file())
-    return [name, *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
+    return [
+        str(path.resolve()),
+        *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files),
+    ]
 
 
 def _silence_progress_bars() -> None:

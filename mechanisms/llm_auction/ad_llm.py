@@ -13,11 +13,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mechanisms.checks import one_of, positive, whole
 from mechanisms.errors import BadInput
+from mechanisms.llm.weights import identity as identity_of
 from mechanisms.llm_auction.prompt import PromptStyle
 from mechanisms.policies import Rules
 
-CARD, CONFIG = "ad_llm.json", "adapter_config.json"
+CARD, CONFIG, WEIGHTS = "ad_llm.json", "adapter_config.json", "adapter_model.safetensors"
 HERE = "."
 """The model of a card beside which the whole model stands."""
 BUNDLED = Path(__file__).with_name("adapters")
@@ -44,25 +46,34 @@ class AdLLM:
     temperature: float = 0.7
     training: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise BadInput(f"model is {self.model!r}; give the name of an LLM, or a folder")
+        positive("temperature", self.temperature)
+        one_of("ordered", self.style.ordered, (False, True))
+        for name, least in _LEAST.items():
+            whole(f"rules.{name}", getattr(self.rules, name), least)
+
     @classmethod
     def load(cls, name: str | Path) -> AdLLM:
         """The Ad-LLM in folder `name`, or the bundled one of that name.
 
         Raises:
-            BadInput: there is none, or its card cannot be read.
+            BadInput: there is none, its card cannot be read, or files of its weights are missing.
         """
         folder = Path(name)
         if not (folder / CARD).exists() and (BUNDLED / str(name) / CARD).exists():
             folder = BUNDLED / str(name)
         try:
             card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-            return cls(
+            one_of("adapter", card["adapter"], (False, True))
+            found = cls(
                 model=str(folder) if card["model"] == HERE else card["model"],
                 adapter=folder if card["adapter"] else None,
                 style=PromptStyle(**card["style"]),
                 rules=Rules(**card["rules"]),
-                temperature=float(card["temperature"]),
-                training=card["training"],
+                temperature=card["temperature"],
+                training=dict(card["training"]),
             )
         except OSError:
             known = ", ".join(sorted(each.parent.name for each in BUNDLED.glob(f"*/{CARD}")))
@@ -70,8 +81,15 @@ class AdLLM:
                 f"{name} is no trained Ad-LLM (it has no {CARD}); give a folder that `admarket "
                 f"train` wrote, or one of: {known or 'none is bundled'}"
             ) from None
+        except BadInput as error:
+            raise BadInput(f"{folder / CARD}: {error}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{folder / CARD} cannot be read ({error!r}); train it again") from None
+        if found.adapter is not None:
+            _check_there(folder, CONFIG, WEIGHTS)
+        elif card["model"] == HERE:
+            _check_there(folder, "config.json", "model*.safetensors")
+        return found
 
     def write_card(self, folder: Path) -> None:
         """Write `ad_llm.json`, beside which the adapter's files stand."""
@@ -83,10 +101,30 @@ class AdLLM:
 
     @property
     def identity(self) -> list[str]:
-        """What tells this Ad-LLM from others: its card and the bytes of its adapter."""
-        card = asdict(replace(self, adapter=None, training={}))
-        said = [json.dumps(card, sort_keys=True)]
+        """What tells this Ad-LLM from others: its card and its weights."""
+        model, *_ = identity_of(self.model)
+        card = asdict(replace(self, model=model, adapter=None, training={}))
+        return [json.dumps(card, sort_keys=True), *self.weights[1:]]
+
+    @property
+    def weights(self) -> list[str]:
+        """What tells its weights from others': the model, its files, the bytes of its adapter.
+
+        Raises:
+            BadInput: files of the adapter are missing.
+        """
+        said = identity_of(self.model)
         if self.adapter is not None:
+            _check_there(self.adapter, CONFIG, WEIGHTS)
             for file in sorted([*self.adapter.glob("*.safetensors"), self.adapter / CONFIG]):
                 said.append(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}")
         return said
+
+
+_LEAST = {"sentences": 1, "mentions": 0, "max_tokens": 1, "room": 0, "loop": 1}
+
+
+def _check_there(folder: Path, *names: str) -> None:
+    for name in names:
+        if not any(folder.glob(name)):
+            raise BadInput(f"the Ad-LLM in {folder} has lost its {name}; train it again")

@@ -37,6 +37,7 @@ Shapes: requests B, replies M, ads n, bid profiles per request K, covariates D, 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -212,17 +213,32 @@ def base_weights(tilts: Floats) -> Floats:
     """(B, M) log w_j from `tilts` (B, M, M), the f(y_j, b_k) of reply j and profile k.
 
     Vardi's fixed point; the probabilities that it leads to do not depend on its scale, which is
-    such that they sum to 1.
+    such that they sum to 1. Requests are done with one by one; it warns of those that are not when
+    the rounds are over.
     """
+    found = np.empty(tilts.shape[:2])
+    left = np.arange(len(tilts))
     by_profile = np.ascontiguousarray(tilts.transpose(0, 2, 1))
     log_z = np.zeros((len(tilts), tilts.shape[2]))
     for _ in range(_ROUNDS):
         log_w = -log_sum_exp(tilts - log_z[:, None])
         log_w -= log_sum_exp(log_w)[:, None]
         before, log_z = log_z, log_sum_exp(by_profile + log_w[:, None])
-        if np.abs(log_z - before).max(initial=0.0) < _CLOSE:
-            break
-    return log_w
+        found[left] = log_w
+        open_ = np.abs(log_z - before).max(axis=1, initial=0.0) >= _CLOSE
+        if not open_.all():
+            left, log_z, tilts, by_profile = (
+                each[open_] for each in (left, log_z, tilts, by_profile)
+            )
+        if not len(left):
+            return found
+    warnings.warn(
+        f"the response surface of {len(left)} of {len(found)} requests is not exact: its base "
+        f"weights have not converged in {_ROUNDS} rounds",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return found
 
 
 MANIFEST = "response_surface"

@@ -1,5 +1,7 @@
 """Writers and readers on the tiny LLM: replies that are kept, and exact choice shares."""
 
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from agents.users import BehaviouralUsers, Norms
 from experiments.ad_llm import evaluation
 from experiments.ad_llm.curves import Sweep, shares
+from experiments.ad_llm.table import table
 from experiments.ad_llm.trials import Trials
 from experiments.ad_llm.writers import Engines, Readers, Writer
 from mechanisms.errors import BadInput
@@ -106,12 +109,14 @@ def test_choice_shares_are_kept(engine, tmp_path, monkeypatch):
     assert len(opened) == 2
 
 
-def test_a_snapshot_of_a_writer_that_shows_nothing(engine, readers):
-    found = evaluation.snapshot(writer(engine), readers, requests(3), ResponseReward(), draws=1)
-    assert found["revenue"].mean == 0
-    assert found["compliant"].mean == 0
-    assert found["spearman_clicks"] == (0, 0, 0)
-    assert "spearman_share" not in found
+def test_a_writer_that_shows_nothing(engine, readers):
+    mine, asked = writer(engine), Trials.draw(requests(3), 1, 0)
+    frames, _ = evaluation.evaluate([mine], readers, asked, ResponseReward())
+    row = table(frames).row(0, named=True)
+    assert row["revenue"] == row["compliant"] == 0
+    found = evaluation.answers(mine, readers, Sweep.of(requests(3), 0, levels=(1, 100)))
+    assert found.clicks.spearman() == (0, 0, 0)
+    assert found.shares is None
 
 
 def test_an_adapter_writes_and_the_reference_reads(tiny_llm, tmp_path):
@@ -131,6 +136,29 @@ def test_an_adapter_writes_and_the_reference_reads(tiny_llm, tmp_path):
     ]
     assert len({tuple(texts) for texts in written}) == 3
     assert Writer.of("x", plain, engines).identity != Writer.of("x", trained, engines).identity
+
+
+def test_weights_that_are_written_again_are_opened_again(tiny_llm, tmp_path, monkeypatch):
+    """In the same folder, by an adapter or a whole model; the same folder by two names is one."""
+    engines = Engines(tiny_llm, dtype="fp32")
+    trained = random_ad_llm(tmp_path / "a", tiny_llm, rules=RULES)
+    first, told = engines.of(trained), Writer.of("x", trained, engines).identity
+    assert engines.of(replace(trained, temperature=0.9)) is first
+    again = random_ad_llm(tmp_path / "a", tiny_llm, seed=1, rules=RULES)
+    assert again == trained
+    assert Writer.of("x", again, engines).identity != told
+    assert engines.of(again).adapter != first.adapter
+    folder = tmp_path / "whole"
+    shutil.copytree(tiny_llm, folder)
+    AdLLM(str(folder), rules=RULES).write_card(folder)
+    whole, engine = AdLLM.load(folder), engines.of(AdLLM.load(folder))
+    told = Writer.of("x", whole, engines).identity
+    monkeypatch.chdir(tmp_path)
+    assert Writer.of("x", AdLLM.load("whole"), engines).identity == told
+    assert engines.of(AdLLM.load("whole")) is engine
+    os.utime(folder / "model.safetensors", (1, 1))
+    assert Writer.of("x", whole, engines).identity != told
+    assert engines.of(whole) is not engine
 
 
 def test_users_need_norms(engine):

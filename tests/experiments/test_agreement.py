@@ -1,5 +1,7 @@
 """Agreement of two models of the user: measures by their definitions, and on a recorded pool."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -179,6 +181,19 @@ def test_a_pool_judged_again(engine, pool):
     np.testing.assert_array_equal(some.ctr[0], pool.ctr[drawn][pool.exposure[drawn]])
     theirs = found.ctr[1][np.isin(np.nonzero(pool.exposure)[0], drawn)]
     np.testing.assert_allclose(some.ctr[1], theirs, rtol=1e-4)
+
+
+def judged_by(pool, users):
+    return replace(pool, manifest={**pool.manifest, "users": users})
+
+
+def test_the_first_model_is_named_as_the_manifest_names_it(engine, pool):
+    judge, rng = JudgingUsers(engine, JudgeSettings("score")), np.random.default_rng(0)
+    assert user_agreement(pool, REQUESTS, judge, rng).names == ("behavioural users", "User-LLM")
+    other = judged_by(pool, {"kind": "user-llm"})
+    assert user_agreement(other, REQUESTS, judge, rng).names == ("the pool's User-LLM", "User-LLM")
+    with pytest.raises(BadInput, match="users content judged this pool, and their ctr is not of"):
+        user_agreement(judged_by(pool, {"kind": "content"}), REQUESTS, judge, rng)
 
 
 def test_bad_input(pool):

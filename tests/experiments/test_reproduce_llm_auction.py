@@ -2,29 +2,45 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 
+from agents.users import BehaviouralUsers, Norms
 from experiments.ad_llm import evaluation, measures
+from experiments.ad_llm.clicks import Predicted
 from experiments.ad_llm.curves import FINE, LEVELS, Curve
 from experiments.ad_llm.evaluation import Answers
 from experiments.ad_llm.examples import side_by_side
 from experiments.ad_llm.stages import Stage
 from experiments.ad_llm.table import differences, table
+from experiments.ad_llm.writers import Engines, Readers
 from experiments.agreement import agreement
+from experiments.best_response import NEVER_SHOWN
+from experiments.bootstrap import share_of
 from experiments.page import check_folder
 from experiments.reproduce import PAPERS
 from experiments.reproduce import llm_auction as reproduction
+from experiments.reproduce import llm_auction_market as market
 from experiments.reproduce import llm_auction_page as page
 from experiments.reproduce import llm_auction_training as training
-from experiments.reproduce.llm_auction import PRETRAINED, Field, Study, contestants, spread
+from experiments.reproduce.llm_auction import (
+    PRETRAINED,
+    Field,
+    Study,
+    contestants,
+    spread,
+    sweeps,
+)
 from experiments.reproduce.llm_auction_conclusions import conclusions
 from market.scenario import Scenario
 from market.training import TrainingSpec
 from mechanisms.errors import BadInput
 from mechanisms.llm_auction.ad_llm import AdLLM
+from mechanisms.llm_auction.mechanism import LLMAuction
+from mechanisms.policies import Rules
 from tests.experiments.small_auction import (
     REWARD,
     candidates,
@@ -33,7 +49,10 @@ from tests.experiments.small_auction import (
     trials,
     written,
 )
+from tests.tiny_adapter import random_ad_llm
+from tests.tiny_llm import HashEncoder, tiny_llm
 
+__all__ = ["tiny_llm"]
 TRAINED = "LLM-Auction: irpo (pCTR)"
 
 
@@ -51,9 +70,7 @@ def small(slope=0.4, count=12):
         name: written(pool, asked, tau, k) for k, (name, tau) in enumerate(temperatures.items())
     }
     frames = {name: measures.of_writer(each, asked, REWARD) for name, each in pools.items()}
-    frames |= evaluation.rules(
-        pool, asked, REWARD, {"mosaic": 1.5, "ideal": 1.5}, np.full(count, 50.0)
-    )
+    frames |= evaluation.rules(pool, asked, REWARD, 1.5, np.full(count, 50.0))
     answers = {
         "warm-start": Answers(curve(LEVELS, 0.0), curve(LEVELS, 0.0, "share")),
         "distill": Answers(None, curve(LEVELS, 0.2, "share")),
@@ -110,10 +127,11 @@ def verdicts(study):
 def test_a_writer_that_follows_its_bids(study):
     found = verdicts(study)
     assert found["(a) revenue per query"] == found["(a) training itself"] == "agrees"
-    assert found["(a) MOSAIC"] == "agrees"
+    assert found["(a) MOSAIC"] == "agrees"  # at a lower tau
     assert found["(b) monotone: clicks in sampled replies"] == "agrees"
-    assert found["(c) format"] == "agrees"
+    assert found["(c) format"] == "open"  # 12 requests cannot tell
     assert found["(d) value maximizers"] == "agrees"
+    assert found["(d) utility maximizers"] == "figures only"
     assert found["(e) one pass"] == "agrees"
     assert sum(verdict == "differs" for verdict in found.values()) == 0
 
@@ -123,7 +141,6 @@ def test_a_writer_that_does_not(study):
     blind = verdicts(flat)
     assert blind["(b) monotone: clicks in sampled replies"] == "open"
     assert blind["(d) value maximizers"] == "differs"
-    assert blind["(d) utility maximizers"] == "open"
     perverse = verdicts(falling)
     assert perverse["(b) monotone: choice share where an ad is mentioned"] == "differs"
     plain = malformed(written(study.field.candidates, study.trials, 1e6))
@@ -136,20 +153,92 @@ def test_a_writer_that_does_not(study):
     assert found["(c) format"] == "differs"
 
 
+def with_frame(study, name, frame):
+    frames = {**study.frames, name: frame}
+    return replace(study, frames=frames, rows=table(frames, against=PRETRAINED))
+
+
+def test_first_prices_are_no_better_allocation_than_rochet_payments(study):
+    """MOSAIC's own replies at first price earn more than MOSAIC, and are worth the same."""
+    mosaic = next(frame for name, frame in study.frames.items() if name.startswith("mosaic, "))
+    same = with_frame(study, TRAINED, mosaic.with_columns(revenue=pl.col("value")))
+    assert (same.frames[TRAINED]["revenue"] - mosaic["revenue"]).mean() > 1
+    assert verdicts(same)["(a) MOSAIC"] == "open"
+    better = mosaic.with_columns(value=pl.col("value") + 1 + 0.01 * pl.col("request"))
+    assert verdicts(with_frame(study, TRAINED, better))["(a) MOSAIC"] == "agrees"
+    worse = mosaic.with_columns(value=pl.col("value") - 1, revenue=pl.col("value") - 1)
+    assert verdicts(with_frame(study, TRAINED, worse))["(a) MOSAIC"] == "differs"
+
+
+@pytest.mark.parametrize(
+    ("kept", "of", "verdict"), [(80, 80, "agrees"), (59, 60, "open"), (30, 60, "differs")]
+)
+def test_the_format_is_kept_where_replies_show_an_ad(study, kept, of, verdict):
+    """Replies without ads are well-formed, and comply with nothing."""
+    found = {}
+    for name, count in (("compliant", kept), ("well_formed", of)):
+        cells = share_of(np.arange(of) < count)
+        found |= dict(zip((name, f"{name}_low", f"{name}_high"), cells, strict=True))
+    rows = study.rows.with_columns(**{name: pl.lit(cell) for name, cell in found.items()})
+    assert verdicts(replace(study, rows=rows))["(c) format"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.95, 1.0, "agrees"), (0.4, 0.6, "differs"), (0.4, 1.0, "open"), (0.9, 0.9, "agrees")],
+)
+def test_value_maximizers_are_judged_by_intervals(study, low, high, verdict):
+    best = study.best.with_columns(ratio=0.9, ratio_low=pl.lit(low), ratio_high=pl.lit(high))
+    assert verdicts(replace(study, best=best))["(d) value maximizers"] == verdict
+
+
 def test_the_market(study):
     bids = {
         "objective": ["value"] * 3 + ["utility"] * 3,
         "bid_over_target": [1.0, 0.99, 1.0, None, None, None],
         "bid_over_value": [0.8, 0.7, 0.9, 0.5, 0.6, 0.55],
         "converged": [True] * 6,
+        "determined": [True] * 6,
     }
     names = [f"(d) {kind} maximizers in the market" for kind in ("value", "utility")]
     found = verdicts(replace(study, market=pl.DataFrame(bids)))
-    assert [found[name] for name in names] == ["agrees", "agrees"]
+    assert [found[name] for name in names] == ["agrees", "figures only"]
     far = pl.DataFrame(bids | {"bid_over_target": [0.5, 0.55, 0.5, *[None] * 3]})
     assert verdicts(replace(study, market=far))[names[0]] == "differs"
     roaming = far.with_columns(converged=pl.lit(False))
-    assert {verdicts(replace(study, market=roaming))[name] for name in names} == {"open"}
+    assert verdicts(replace(study, market=roaming))[names[0]] == "open"
+    left_out = pl.DataFrame(bids | {"determined": [True, True, False] * 2})
+    (said,) = [
+        each.found
+        for each in conclusions(replace(study, market=left_out))
+        if each.question == names[0]
+    ]
+    assert "over the 2 of 3 whose best bid is determined" in said
+
+
+def test_the_market_is_the_scenario_s(monkeypatch):
+    """Its estimate and bandwidth; everyone is in the frame, and who is open is said."""
+    frame = pl.DataFrame(
+        {"note": ["", "flat: 0 to 1 × truthful do as well", NEVER_SHOWN, "budget"]}
+    )
+    asked = []
+
+    def best(mechanism, pool, population):
+        asked.append(mechanism)
+        return SimpleNamespace(labelled=lambda name: frame)
+
+    stands_in = {
+        "best_responses": best, "pools_of": lambda *_: ["pool"], "population": lambda _: None
+    }  # fmt: skip
+    for name, each in stands_in.items():
+        monkeypatch.setattr(market, name, each)
+    plain = Scenario.from_yaml("llm-auction")
+    told = {"estimate": "kernel", "bandwidth": 0.3, "ad_llm": "other"}
+    kernel = plain.with_(mechanism={"name": "llm-auction", "parameters": told})
+    found = market.market_responses(kernel, "mine")
+    assert found["determined"].to_list() == [True, False, False, True]
+    market.market_responses(Scenario.from_yaml("mosaic"), "mine")
+    assert asked == [LLMAuction("mine", "kernel", 0.3), LLMAuction("mine")]
 
 
 def test_of_few_requests_nothing_is_concluded():
@@ -163,14 +252,21 @@ def test_the_page_and_its_folder(study, tmp_path):
     ad_llm = AdLLM()
     pool = study.field.candidates
     judged = agreement(pool.exposure, pool.ctr, pool.ctr**2, np.random.default_rng(0))
-    study = replace(study, agreement=judged)
+    rng = np.random.default_rng(0)
+    predicted = rng.uniform(0.05, 0.3, 200)
+    clicks = Predicted(predicted, (rng.random(200) < predicted).astype(float))
+    study = replace(study, agreement=judged, clicks=clicks)
     path = page.write(study, ad_llm, tmp_path / "out")
     text = path.read_text()
     assert "warm-start" in text
     assert "times pre-trained; paper: 3" in text
     assert "on 12 requests held out from training: 1.88 times the revenue" in text
     assert "smollm2-135m, a 135M-parameter model" in text
-    for name in ("rows", "curves", "responses", "training", "click_model", "user_llm"):
+    assert "to advertisers, money per request" in text
+    figures = (
+        "rows", "curves", "responses", "training", "click_model", "reliability", "user_llm"
+    )  # fmt: skip
+    for name in figures:
         assert (tmp_path / "out" / "figures" / f"{name}.png").stat().st_size > 10_000
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {row["name"] for row in summary["rows"]} == set(study.frames)
@@ -201,12 +297,63 @@ def test_rows_of_a_study(tmp_path, monkeypatch):
     assert names == [PRETRAINED, "pre-trained, compact prompt", "LLM-Auction"]
 
 
+def test_a_study_of_the_tiny_llm(tiny_llm, tmp_path, monkeypatch):
+    """From writers to the page, of an Ad-LLM that hardly shows an ad; no stage of it was IRPO."""
+    monkeypatch.setenv("ADMARKET_CACHE", str(tmp_path / "cache"))
+    scenario = Scenario.from_yaml("llm-auction")
+    replies = {**scenario.replies.model_dump(), "model": tiny_llm, "dtype": "fp32"}
+    engines = Engines(tiny_llm, "fp32")
+    users = BehaviouralUsers(HashEncoder(), norms=Norms(-3.0, 1.0, -3.0, 1.0))
+    field = Field(
+        scenario.with_(replies=replies),
+        requests(3),
+        candidates(3),
+        engines,
+        replace(Readers.of(users, engines, 0.5, 3), folder=tmp_path / "kept"),
+        REWARD,
+        1.5,
+    )
+    rules = Rules(sentences=2, mentions=1, max_tokens=4)
+    ad_llm = random_ad_llm(tmp_path / "a", tiny_llm, size=0.3, rules=rules)
+    warm = replace(ad_llm, temperature=0.6)
+    stages = [
+        Stage("warm-start", "warm-start", ad_llm=warm, seconds={"train": 1.0}),
+        Stage("distill", "distill", "warm-start", ad_llm, {"train": 1.0}),
+    ]
+    found = reproduction.study(field, ad_llm, stages, draws=1)
+    assert found.before == "warm-start"
+    assert found.trained == "LLM-Auction: distill"
+    assert len(found.rows) == 4 + 5
+    assert found.rows["compliant"][3] == 0
+    assert found.clicks is None
+    text = page.write(found, ad_llm, tmp_path / "out").read_text()
+    assert "no multiple (that may be 0 or less) of" in text
+
+
+def test_the_click_model_is_that_of_the_training_on_trial(study, monkeypatch):
+    monkeypatch.setattr(reproduction, "predicted_clicks", lambda folder, *_: folder)
+    field = replace(
+        study.field, readers=SimpleNamespace(users=SimpleNamespace(encoder="any encoder"))
+    )
+    stages = [replace(stage, pctr=tmp) for stage, tmp in zip(study.stages, "abc", strict=True)]
+    assert reproduction._predicted(field, stages, TRAINED, None, 0) == "c"
+    assert reproduction._predicted(field, stages, "LLM-Auction", None, 0) is None
+    assert reproduction._predicted(field, study.stages, TRAINED, None, 0) is None
+
+
 WRITER = reproduction.Writer("", AdLLM(), lambda: None)
 
 
 def test_spread():
     assert spread(range(7), 9) == list(range(7))
     assert spread(range(9), 3) == [0, 3, 6]
+
+
+def test_every_ad_takes_its_turn_in_all_sweeps():
+    for sweep in sweeps(requests(30), seed=0):
+        assert np.ptp(np.bincount(sweep.moved, minlength=3)) <= 1
+        own = sweep.bids[np.arange(len(sweep.moved)), 0, :, sweep.moved]
+        assert (own == sweep.levels).all()
 
 
 def test_refuses(tmp_path):
@@ -235,7 +382,7 @@ def test_all_stages_are_trained_in_order(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "train", train)
     scenario = Scenario.from_yaml("llm-auction-gpu")
-    training.train_all(scenario, 3, tmp_path)
+    assert training.train_all(scenario, 3, tmp_path) == tmp_path
     assert done[-3] == (training.LAST, "irpo", 3, False, "distill")
     assert [name for name, *_, oracle, _ in done if oracle] == ["irpo-oracle-from-distill"]
     assert [stage for _, stage, *_ in done].count("irpo") == 3

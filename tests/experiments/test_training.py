@@ -49,6 +49,12 @@ def test_what_is_trained_on_is_not_asked_elsewhere(scenario):
     assert [r.query for r in again.train] == [r.query for r in split.train]
 
 
+@pytest.mark.parametrize("kind", ["user-llm", "content"])
+def test_users_by_whom_training_is_not_judged(scenario, kind):
+    with pytest.raises(BadInput, match=f"users is {kind}, but training"):
+        data.training_requests(scenario.with_(users=kind))
+
+
 def test_stages_go_on_from_each_other_and_are_done_once(scenario, tmp_path):
     said = []
     first = train(scenario, "warm-start", 1, tmp_path / "warm", None, said.append)

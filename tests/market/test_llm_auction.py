@@ -1,6 +1,7 @@
 """`llm-auction` in a market: recorded and live, its writer beside the LLM that users go by."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from market.model import MarketModel
 from market.scenario import Scenario
 from mechanisms.errors import BadInput
 from mechanisms.llm.base import END, Sample
+from mechanisms.llm_auction import prompt as auction_prompts
 from mechanisms.llm_auction.ad_llm import AdLLM
 from mechanisms.llm_auction.mechanism import LLMAuction
-from mechanisms.llm_auction.prompt import PromptStyle
+from mechanisms.llm_auction.prompt import SYMBOLS, PromptStyle
 from mechanisms.llm_auction.surface import MANIFEST
 from mechanisms.mentions import render
 from mechanisms.policies import Rules
@@ -26,7 +28,7 @@ from mechanisms.pretrained import PROFILES
 from mechanisms.recording import Design, Request, record
 from mechanisms.recording.conditions import prompt
 from tests.tiny_adapter import random_ad_llm
-from tests.tiny_llm import ADS, HashEncoder
+from tests.tiny_llm import ADS, Copy, HashEncoder
 
 pytestmark = pytest.mark.filterwarnings("ignore::mechanisms.gibbs.LowEffectiveSampleSize")
 RULES = Rules(sentences=2, mentions=1, max_tokens=20, loop=10**6)
@@ -39,6 +41,7 @@ REQUESTS = [
     for b, query in enumerate(QUERIES)
 ]
 N = 4
+SYMBOLIC = Copy("Ad-9", f"Tea {SYMBOLS[3]}")
 
 
 class Obliging:
@@ -176,7 +179,6 @@ def test_a_market_has_a_recording_of_its_ad_llm(tiny_llm, engine, elsewhere):
     )  # fmt: skip
     assert plain.replies["text"].to_list() != pool.replies["text"].to_list()
     random_ad_llm(folder, tiny_llm, size=0.2, seed=1, rules=RULES, temperature=0.8)
-    engines.writers.clear()
     (retrained,) = pools_of(market, arms[:1], engine=engines)
     assert retrained.content_hash != pool.content_hash
     results = [MarketModel(market, 3, pool=pool, mechanism=arms[0]).run() for _ in range(2)]
@@ -199,13 +201,44 @@ def test_a_market_has_a_recording_of_its_ad_llm(tiny_llm, engine, elsewhere):
     assert live[0].manifest["design"]["ad_llm"] == AdLLM.load(folder).identity
 
 
-def test_a_scenario_may_name_an_ad_llm_that_is_not_trained_yet(tiny_llm, engine, elsewhere):
+def test_an_ad_llm_that_cannot_write_is_refused_before_anything_is_recorded(
+    tiny_llm, engine, elsewhere, monkeypatch
+):
     market = scenario(tiny_llm, elsewhere / "none")
     engines = LazyEngine(market)
     engines.engine = engine
     with pytest.raises(BadInput, match="none is no trained Ad-LLM") as caught:
         pools_of(market, [LLMAuction(ad_llm=str(elsewhere / "none"))], engine=engines)
     assert "\n" not in str(caught.value)
+    # a title that its prompt cannot hold
+    folder = elsewhere / "embedded"
+    random_ad_llm(folder, tiny_llm, rules=RULES, style=PromptStyle("compact", "embedding"))
+    requests, users = environment.make_requests(market)
+    named = [replace(request, ads=[SYMBOLIC, *request.ads[1:]]) for request in requests]
+    monkeypatch.setattr(environment, "make_requests", lambda *_: (named, users))
+    with pytest.raises(BadInput, match="holds what stands for bids"):
+        pools_of(market, [LLMAuction(ad_llm=str(folder))], engine=engines)
+    assert not list((elsewhere / "cache").rglob("*"))  # nothing was recorded in vain
+
+
+def test_a_pool_is_told_from_others_by_all_that_its_ad_llm_is_and_reads(
+    tiny_llm, elsewhere, monkeypatch
+):
+    folder = elsewhere / "trained"
+    random_ad_llm(folder, tiny_llm, rules=RULES, style=STYLE)
+    market = scenario(tiny_llm, folder)
+    requests, users = environment.make_requests(market)
+
+    def key(named=folder):
+        written = written_by(market, LLMAuction(ad_llm=str(named)).writing)
+        return environment.pool_folder(written, requests, users)
+
+    before, shared = key(), environment.pool_folder(market, requests, users)
+    monkeypatch.chdir(elsewhere)
+    assert key("trained") == before
+    monkeypatch.setattr(auction_prompts, "_COMPACT", "Answer.")
+    assert key() != before
+    assert environment.pool_folder(market, requests, users) == shared
 
 
 def test_refuses(tiny_llm):

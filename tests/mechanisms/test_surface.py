@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
-from mechanisms.llm_auction import fitting
+from mechanisms.llm_auction import fitting, surface
 from mechanisms.llm_auction.mechanism import LLMAuction
 from mechanisms.llm_auction.prompt import shown_bids
 from mechanisms.llm_auction.surface import (
@@ -163,6 +163,21 @@ def test_the_base_in_closed_form():
     log_w = base_weights(tilts)[0]
     assert log_w[0] - log_w[1] == pytest.approx(-0.5, abs=1e-8)
     close(base_weights(np.zeros((2, 3, 3))), np.log(1 / 3))
+
+
+def test_the_base_of_a_request_does_not_wait_for_others(monkeypatch):
+    """Easy requests beside a hard one come out as they do alone; who is not done is told of."""
+    rng = np.random.default_rng(9)
+    easy, hard = rng.normal(size=(3, 6, 6)), 30 * rng.normal(size=(1, 6, 6))
+    tilts = np.concatenate([easy[:1], hard, easy[1:]])
+    monkeypatch.setattr(surface, "_ROUNDS", 300)
+    with pytest.warns(
+        RuntimeWarning, match=r"surface of 1 of 4 requests is not exact.* 300 rounds"
+    ):
+        together = base_weights(tilts)
+    np.testing.assert_array_equal(together[[0, 2, 3]], base_weights(easy))
+    odds = np.exp(together[[0, 2, 3], :, None] + easy)
+    close((odds / odds.sum(1, keepdims=True)).mean(2), 1 / 6)  # recorded frequencies
 
 
 @pytest.fixture(scope="module")

@@ -161,11 +161,41 @@ def test_folders_that_hold_no_adapter_of_this_llm(tiny_llm, tmp_path, adapter):
         ({name: good[name]}, "does not fit the LLM at model.layers.0"),
         (good | {name: good[name][:, :5].contiguous()}, "does not fit the LLM at model.layers.0"),
         ({n.replace("layers", "blocks"): t for n, t in good.items()}, "does not fit the LLM at"),
+        (good | {max(good): good[max(good)][:, :2].contiguous()}, "does not fit the LLM at"),
         (good | {"lm_head.weight": torch.ones(2)}, "holds lm_head.weight, which is no LoRA weight"),
     ):
         save_file(wrong, file)
         with pytest.raises(BadInput, match=message):
             adapted(tiny_llm, tmp_path)
+
+
+def test_damaged_bid_embeddings(tiny_llm, tmp_path):
+    folder = random_adapter(tmp_path, tiny_llm)
+    (folder / "bid_embedding.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(BadInput, match=r"bid_embedding\.safetensors is damaged"):
+        adapted(tiny_llm, folder)
+
+
+def test_a_merge_that_is_refused_changes_nothing(tiny_llm, tmp_path, adapter):
+    """The last module does not fit; and a head that shares its weights with the embeddings."""
+    network = AutoModelForCausalLM.from_pretrained(tiny_llm, dtype=torch.float32)
+    before = {name: weight.clone() for name, weight in network.named_parameters()}
+    (tmp_path / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    good = load_file(adapter / "adapter_model.safetensors")
+    last = max(good).rpartition(".lora_")[0] + ".lora_A.weight"
+    save_file(good | {last: good[last][:, :5].contiguous()}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(BadInput, match=r"does not fit the LLM at model\.layers\.1"):
+        adapters.merge(network, tmp_path)
+    network.lm_head.weight = network.model.embed_tokens.weight
+    before["lm_head.weight"] = before["model.embed_tokens.weight"]
+    head = "base_model.model.lm_head.lora_"
+    out, into = network.lm_head.weight.shape
+    halves = {f"{head}A.weight": torch.ones(4, into), f"{head}B.weight": torch.ones(out, 4)}
+    save_file(good | halves, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(BadInput, match=r"lm_head, whose weights are also model\.embed_tokens"):
+        adapters.merge(network, tmp_path)
+    for name, weight in network.named_parameters(remove_duplicate=False):
+        assert torch.equal(weight, before[name]), name
 
 
 def test_identity(tiny_llm, tmp_path, adapter):
