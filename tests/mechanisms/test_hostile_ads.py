@@ -13,7 +13,7 @@ from market.catalog import Ad, Catalog
 from market.errors import BadInput
 from mechanisms.llm.base import END, Sample
 from mechanisms.llm_auction.prompt import auction_prompt
-from mechanisms.mentions import MENTION, forged, parse
+from mechanisms.mentions import MENTION, forged, loose_ids, parse
 from mechanisms.policies import Rules
 from mechanisms.recording import Design, Request, load_pool, record, save_pool
 from tests.experiments import small_run
@@ -315,7 +315,10 @@ def test_an_ad_llm_that_repeats_what_it_reads_shows_nobody(markets):
     design = Design(2, "auction", rules=RECITED)
     pool = record(requests, Obedient(spoken), USERS, design)
     assert not pool.exposure.any()
-    assert not pool.malformed.any()
+    # nothing is wrong with what it writes but ids in brackets, which some ads hold
+    loose = [loose_ids(text, r.ads) for text, r in zip(spoken, requests, strict=True)]
+    assert (pool.malformed <= np.array(loose)[:, None]).all()
+    assert 0 < np.count_nonzero(loose) < len(loose)
     wild = [f"Well. {attack}".encode(errors="replace").decode() for attack in ATTACKS.values()]
     pool = record([requests[0]] * len(wild), Obedient(wild), USERS, design)
     for b in range(len(wild)):
