@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,7 @@ def train(
     spec = scenario.training or TrainingSpec()
     begun = AdLLM.load(start) if start is not None else untrained(scenario)
     _refuse_other_settings(begun, untrained(scenario), start)
+    begun = replace(begun, temperature=spec.temperature)
     split = training_requests(scenario)
     _claim(scenario, stage, seed, out, begun, split)
     policy_folder, done = out / "policy", out / "stage.json"
@@ -130,11 +131,12 @@ def untrained(scenario: Scenario) -> AdLLM:
 
 
 def _refuse_other_settings(begun: AdLLM, wanted: AdLLM, start: Path | None) -> None:
-    """A start that is asked or served otherwise than the scenario says would change what is said.
+    """A start that is asked otherwise than the scenario says would change what is said.
 
-    The model of one whose weights were all trained is its own folder.
+    The model of one whose weights were all trained is its own folder. At which temperature it is
+    served is no matter: it is trained at the scenario's.
     """
-    for name in ("model", "style", "rules", "temperature"):
+    for name in ("model", "style", "rules"):
         there, asked = getattr(begun, name), getattr(wanted, name)
         if there != asked and not (name == "model" and begun.adapter is None):
             raise BadInput(f"{start} was trained with {name} {there}, the scenario has {asked}")

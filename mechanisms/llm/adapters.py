@@ -52,7 +52,27 @@ def merge(network: nn.Module, folder: Path) -> dict[str, Tensor]:
         BadInput: no adapter there, one of a kind that is not a sum of low-rank products, or one
             that was trained on another LLM.
     """
-    scale = _scale(folder)
+    scale, found = _scale(folder), _checked(network, folder)
+    before = {}  # all is checked: from here on nothing fails halfway
+    for module, (weight, down, up) in found.items():
+        before[module] = weight.data
+        change = scale * (up.float() @ down.float())
+        weight.data = (weight.data.float() + change.to(weight.device)).to(weight.dtype)
+    return before
+
+
+def check(network: nn.Module, folder: Path) -> None:
+    """Refuse what `merge` would refuse, and change nothing.
+
+    Raises:
+        BadInput: as `merge`.
+    """
+    _scale(folder)
+    _checked(network, folder)
+
+
+def _checked(network: nn.Module, folder: Path) -> dict[str, tuple[nn.Parameter, Tensor, Tensor]]:
+    """By module in order of names, what `_halves` gives."""
     tensors = _tensors(folder / WEIGHTS)
     adapted = _modules(tensors)
     foreign = set(tensors) - {f"{name}.lora_{half}.weight" for name in adapted for half in "AB"}
@@ -62,13 +82,10 @@ def merge(network: nn.Module, folder: Path) -> dict[str, Tensor]:
             f"adapter {folder} holds {min(foreign)}, which is no LoRA weight; train it with LoRA "
             "alone"
         )
-    found = {name: _halves(network, folder, tensors, name) for name in sorted(adapted)}
-    before = {}  # all is checked: from here on nothing fails halfway
-    for name, (weight, down, up) in found.items():
-        before[name.removeprefix(_PREFIX)] = weight.data
-        change = scale * (up.float() @ down.float())
-        weight.data = (weight.data.float() + change.to(weight.device)).to(weight.dtype)
-    return before
+    return {
+        name.removeprefix(_PREFIX): _halves(network, folder, tensors, name)
+        for name in sorted(adapted)
+    }
 
 
 def _halves(

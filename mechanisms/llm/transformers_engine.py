@@ -88,7 +88,8 @@ class TransformersEngine(ChatTokenizer):
         Comes to the same weights, to the last bit, as opening an engine with it.
 
         Raises:
-            BadInput: the engine was opened without an adapter, or with one of other modules.
+            BadInput: the engine was opened without an adapter, or with one of other modules, or
+                this one is none; the engine then serves what it served before.
         """
         if not adapters.modules(folder) <= set(self._stored):
             # their weights were rounded without it
@@ -96,6 +97,7 @@ class TransformersEngine(ChatTokenizer):
                 f"adapter {folder} is of other modules than the one that the engine was opened "
                 "with; open another engine"
             )
+        adapters.check(self.network, folder)
         for module, weight in self._stored.items():
             self.network.get_submodule(module).weight.data = weight
         adapters.merge(self.network, folder)

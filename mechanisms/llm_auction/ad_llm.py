@@ -35,7 +35,7 @@ class AdLLM:
         adapter: folder of its LoRA adapter; None for the LLM as it is.
         style: how it is asked.
         rules: when its replies end; `rules.mentions` ads at most are free of penalty.
-        temperature: at which it was trained, and is sampled.
+        temperature: at which it is served; a trained one is written at that of its training.
         training: how it came about (scenario, stages, seed, figures); for the reader.
     """
 

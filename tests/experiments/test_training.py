@@ -107,7 +107,15 @@ def test_a_folder_of_another_run_and_a_start_of_other_settings(scenario, tmp_pat
     first = train(scenario, "warm-start", 0, tmp_path / "warm")
     with pytest.raises(BadInput, match="another run of training"):
         train(scenario, "warm-start", 1, tmp_path / "warm")
-    for change in ({"bids": "digits"}, {"temperature": 0.9}, {"max_tokens": 30}):
+    for change in ({"bids": "digits"}, {"max_tokens": 30}):
         other = scenario.with_(training={**TRAINING, **change})
         with pytest.raises(BadInput, match="the scenario has"):
             train(other, "distill", 0, tmp_path / "other", first)
+
+
+def test_a_start_is_trained_at_the_temperature_of_the_scenario(scenario, tmp_path):
+    """Whatever it was served at."""
+    first = train(scenario, "warm-start", 0, tmp_path / "warm")
+    hotter = scenario.with_(training={**TRAINING, "temperature": 0.9})
+    second = train(hotter, "distill", 0, tmp_path / "distill", first)
+    assert AdLLM.load(second).temperature == 0.9

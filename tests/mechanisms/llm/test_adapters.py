@@ -94,6 +94,17 @@ def test_adapters_can_be_exchanged(tiny_llm, tmp_path, adapter, dtype):
         plain.load_adapter(adapter)
 
 
+def test_an_adapter_that_is_refused_leaves_the_served_one(tiny_llm, tmp_path, adapter):
+    engine = adapted(tiny_llm, adapter)
+    served = scores(engine)
+    bad = random_adapter(tmp_path / "bad", tiny_llm, seed=1)
+    config = json.loads((bad / "adapter_config.json").read_text())
+    (bad / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    with pytest.raises(BadInput, match="use_dora"):
+        engine.load_adapter(bad)
+    np.testing.assert_array_equal(scores(engine), served)
+
+
 def test_a_bid_symbol_moves_its_input_and_no_other(tiny_llm, tmp_path, monkeypatch):
     """The addition reaches what is read, and leaves the output head alone."""
     monkeypatch.setattr(transformers_engine, "SYMBOLS", "#$%&*+/;<>~")
