@@ -73,6 +73,29 @@ def paired(ours: pl.DataFrame, theirs: pl.DataFrame, measure: str, seed: int = 0
     return mean_bootstrapped((ours[measure] - theirs[measure]).to_numpy(), seed)
 
 
+def own_gains(
+    frames: Mapping[str, pl.DataFrame], begun: Mapping[str, str], seed: int = 0
+) -> pl.DataFrame:
+    """What each row earns beyond the row that it began from.
+
+    Args:
+        frames: by row, see `experiments.ad_llm.measures.of_writer`.
+        begun: by row, the row that it began from.
+        seed: of the bootstrap.
+
+    Returns:
+        Columns `name`, and `own_revenue` and `own_reward` with `_low` and `_high`.
+    """
+    rows = []
+    for name, before in begun.items():
+        ours, theirs = by_request(frames[name]), by_request(frames[before])
+        row = {"name": name}
+        for measure in ("revenue", "reward"):
+            row |= _cells(f"own_{measure}", paired(ours, theirs, measure, seed))
+        rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
 def by_request(frame: pl.DataFrame) -> pl.DataFrame:
     """Means over the bid profiles of each request, in the order of requests."""
     return frame.group_by("request", maintain_order=True).mean().sort("request").drop("draw")

@@ -188,7 +188,7 @@ def _wall_time(ax: Axes, spent: pl.DataFrame) -> None:
         left += width
     ax.set(title="Wall time", xlabel="minutes", ylim=(len(names) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=len(phases))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
 
 
 def _click_model(ax: Axes, known: pl.DataFrame) -> None:
@@ -197,12 +197,12 @@ def _click_model(ax: Axes, known: pl.DataFrame) -> None:
     at = np.arange(len(names))
     before, after = (known[when].to_numpy() for when in ("before", "after"))
     ax.hlines(at, before, after, color=FAINT, linewidth=1.6)
-    ax.plot(before, at, "s", color=BEFORE, label="before learning from it")
+    ax.plot(before, at, "s", color=BEFORE, label="before it has learned from them")
     ax.plot(after, at, "o", color=AFTER, label="after")
     ax.set_yticks(at, names)
     ax.set(title="Click model", xlabel="correlation with users", ylim=(len(names) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=1)
 
 
 def _colour(name: str, trained: str) -> str:

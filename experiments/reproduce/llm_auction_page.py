@@ -18,6 +18,7 @@ from experiments.ad_llm.stages import (
     times,
     totals,
 )
+from experiments.ad_llm.table import own_gains
 from experiments.ad_llm.trials import HIGHEST
 from experiments.agreement import section
 from experiments.page import Column, Subject, Table, check_folder, write_page
@@ -27,6 +28,7 @@ from experiments.reproduce import llm_auction_figures as figures
 from experiments.reproduce.llm_auction import (
     CANDIDATES,
     PRETRAINED,
+    TRAINED,
     Field,
     Study,
     agreement,
@@ -303,6 +305,7 @@ def _stage_table(study: Study) -> Table:
     ).join(
         measured.join(ranks, on="name", how="left"), on="stage", how="left", maintain_order="left"
     )
+    frame = frame.join(_own_gains(study), on="stage", how="left", maintain_order="left")
     return Table(
         "Stages of training",
         frame,
@@ -312,11 +315,33 @@ def _stage_table(study: Study) -> Table:
             Column("minutes", "Wall time", "minutes"),
             Column("total", "From the start", "minutes"),
             Column("revenue", "Revenue", "money per request"),
+            Column("own_revenue", "Its own gain", "revenue, to where it began"),
             Column("reward", "Reward", "money per request"),
+            Column("own_reward", "Its own gain", "reward, to where it began"),
             Column("compliant", "In the format", "share of replies"),
             Column("spearman", "Spearman", "of choice shares with the bid"),
         ],
-        note="Wall time: of the stage, and with all stages that it went on from.",
+        note=(
+            "Wall time: of the stage, and with all stages that it went on from. Gains are paired, "
+            "on the same requests and bids; where no stage went before, to the pre-trained LLM "
+            "under the prompt that the stages use."
+        ),
+    )
+
+
+def _own_gains(study: Study) -> pl.DataFrame:
+    """By `stage`; none for one that has no row, or none where it began."""
+    rows = {name.removeprefix(f"{TRAINED}: "): name for name in study.frames}
+    labels = {stage.name: stage.label for stage in study.stages}
+    untrained = next((name for name in rows if name.startswith(f"{PRETRAINED}, ")), None)
+    begun = {
+        rows.get(stage.label): rows.get(labels.get(stage.start)) if stage.start else untrained
+        for stage in study.stages
+    }
+    known = {name: before for name, before in begun.items() if name and before}
+    found = own_gains(study.frames, known, study.seed)
+    return found.select(
+        pl.col("name").str.replace(f"^{TRAINED}: ", "").alias("stage"), pl.exclude("name")
     )
 
 

@@ -276,6 +276,10 @@ def test_the_page_and_its_folder(study, tmp_path):
     stages = page.shown(study)[-3].frame
     assert stages["total"].to_list() == pytest.approx([100 / 60, 400 / 60, 1000 / 60])
     assert stages["spearman"].null_count() == 0
+    assert stages["own_revenue"].is_null().to_list() == [True, False, False]  # of nobody untrained
+    gained = stages["revenue"].diff().to_list()
+    assert stages["own_revenue"].to_list()[1:] == pytest.approx(gained[1:])
+    assert (stages["own_reward_low"] <= stages["own_reward"])[1:].all()
     # the same inquiry may be written again, another may not
     scenario = study.field.scenario
     check_folder(tmp_path / "out", page.subject(scenario, 0, ad_llm))
