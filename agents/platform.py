@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import mesa
 import numpy as np
 
 from agents import tally as specification
 from agents.compiled import CompiledRound, add_up
-from agents.streams import Dice
+from agents.streams import PLANNING, Dice, stream
 from agents.tally import Tally, Unbalanced
 from mechanisms.base import Mechanism, Outcome
 from mechanisms.kernels import kernel
+from mechanisms.periods import PeriodicMechanism, Terms
 from mechanisms.pool import Floats, Ints, ReplyPool
 
 
@@ -32,6 +33,22 @@ class Platform(mesa.Agent):
     Requests are given as (R, B) indices into the pool and flattened, replication first, so that one
     call of the mechanism serves them all. With a `live` source their replies are written in the
     round, by one call of the LLM for all of them; else they are those of the pool.
+
+    A mechanism that reads bids once a period (`mechanisms.periods`) is asked for its terms in the
+    first round of each; until the next they alone decide, and the bids of a round are not looked
+    at.
+
+    Args:
+        model: the market.
+        mechanism: runs the auctions.
+        pool: candidate replies.
+        live: where replies are written anew in every round.
+        seed: of the run; terms are planned with streams of it.
+
+    Attributes:
+        period: rounds for which bids are read at once; mostly 1.
+        terms: those in force, by replication; None for a mechanism without.
+        plans: what was planned so far, a row per period and replication (`Plan.record`).
     """
 
     def __init__(
@@ -40,13 +57,38 @@ class Platform(mesa.Agent):
         mechanism: Mechanism,
         pool: ReplyPool,
         live: LiveSource | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(model)
+        self.seed = seed
         self.mechanism = mechanism
+        self._periodic = mechanism if isinstance(mechanism, PeriodicMechanism) else None
+        self.period = 1 if self._periodic is None else self._periodic.period
+        self.terms: Terms | None = None
+        self.plans: list[dict[str, Any]] = []
         self.pool = pool
         self.live = live
         self._compiled = CompiledRound.of(mechanism, pool) if live is None else None
         self._batch: tuple[Ints, ReplyPool] | None = None
+
+    def reads_bids(self, round: int) -> bool:
+        """Whether a period begins with `round`."""
+        return round % self.period == 0
+
+    def commit(self, bids: Floats, round: int) -> None:
+        """Plan the period that `round` lies in under `bids` (R, N); without periods, nothing.
+
+        What is random in it belongs to the seed and the period.
+        """
+        if self._periodic is None:
+            return
+        period = round // self.period
+        seeds = stream(self.seed, PLANNING, period).integers(2**62, size=len(bids)).tolist()
+        self.terms = self._periodic.commit(self.pool, bids.copy(), seeds)
+        self.plans += [
+            {"period": period, "round": round, "replication": r, **plan.record}
+            for r, plan in enumerate(self.terms.plans)
+        ]
 
     def serve(
         self, requests: Ints, bids: Floats, dice: Dice, round: int, grids: Floats | None = None
@@ -60,6 +102,8 @@ class Platform(mesa.Agent):
         Raises:
             Unbalanced: naming the round, if the books do not balance; see `agents.tally.check`.
         """
+        if self._periodic is not None and (self.terms is None or self.reads_bids(round)):
+            self.commit(bids, round)
         try:
             if self._compiled is not None:
                 served = self._compiled.serve(requests, bids, dice.uniforms(round), grids)
@@ -76,11 +120,16 @@ class Platform(mesa.Agent):
     def auction(self, requests: Ints, bids: Floats, rng: np.random.Generator) -> Outcome:
         """The outcome of `requests` (R, B) under `bids` (R, N); it has R*B requests."""
         by_request = self._by_request(requests, bids)
-        if self.live is None:
-            return self.mechanism.run(self.batch(requests), by_request, rng)
-        self._batch = (requests, self.live.replies(requests, by_request))
-        outcome = self.mechanism.run(self.batch(requests), by_request, rng)
-        self.live.show(outcome.chosen)
+        if self.live is not None:
+            self._batch = (requests, self.live.replies(requests, by_request))
+        batch = self.batch(requests)
+        if self.terms is None:
+            outcome = self.mechanism.run(batch, by_request, rng)
+        else:
+            replication = np.repeat(np.arange(len(requests)), requests.shape[1])
+            outcome = self.terms.run(batch, replication, rng)
+        if self.live is not None:
+            self.live.show(outcome.chosen)
         return outcome
 
     def tally(self, requests: Ints, outcome: Outcome) -> Tally:
@@ -101,12 +150,17 @@ class Platform(mesa.Agent):
     def counterfactual(self, requests: Ints, bids: Floats, grids: Floats) -> tuple[Floats, Floats]:
         """Expected clicks and payments, both (R, N, G), had one advertiser bid along its grid.
 
+        In a period: had it been planned under that bid, as the mechanism estimates it.
+
         Args:
             requests: (R, B) indices into the pool.
             bids: (R, N) the bids played; those of the others stay.
             grids: (N, G) bids to try.
         """
         pool = self.pool
+        if self.terms is not None:
+            index = requests if pool.index is None else pool.index[requests]
+            return self.terms.counterfactual_sums(index, grids)
         if self.live is not None and self.mechanism.tells_of_other_bids:
             # else what the LLM would have written is known from the recording only
             pool = self.batch(requests)

@@ -1,5 +1,7 @@
 """What chance decides in a round: which requests arrive, which reply is shown, who clicks.
 
+(And on what a platform that plans for a period evaluates its plans.)
+
 Streams belong to a seed, a purpose and a round. Nothing that mechanisms or learners do moves them,
 so runs at the same seed meet the same requests and the same dice, round by round (common random
 numbers). A generator costs more to set up than a whole auction; so one serves a block of rounds,
@@ -12,12 +14,12 @@ import numpy as np
 
 from mechanisms.pool import Floats, Ints
 
-ARRIVALS, DICE, LEARNING = range(3)
+ARRIVALS, DICE, LEARNING, PLANNING = range(4)
 _BLOCK = 2**16  # numbers drawn at a time: 512 KB
 
 
 def stream(seed: int, purpose: int, number: int) -> np.random.Generator:
-    """The generator of a purpose and a block of rounds (or a learner)."""
+    """The generator of a purpose and a block of rounds (or a learner, or a period)."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, number)))
 
 

@@ -100,6 +100,38 @@ class Tally:
         return self.means[3]
 
 
+class Period:
+    """The rounds of a period, told as one: in the mean, so that units are those of a round."""
+
+    def __init__(self) -> None:
+        self._rounds = 0
+        self._sum: Tally | None = None
+
+    def add(self, tally: Tally) -> None:
+        """One round more."""
+        self._rounds += 1
+        if self._sum is None:
+            self._sum = Tally(tally.amounts.copy(), tally.means.copy())
+            if tally.along is not None:
+                clicks, payments = tally.along
+                self._sum.along = clicks.copy(), payments.copy()
+            return
+        self._sum.amounts += tally.amounts
+        self._sum.means += tally.means
+        for mine, theirs in zip(self._sum.along or (), tally.along or (), strict=True):
+            mine += theirs
+
+    def close(self) -> Tally:
+        """The mean over the rounds added, of which there is one at least; then starts anew."""
+        mean, rounds = self._sum, self._rounds
+        mean.amounts /= rounds
+        mean.means /= rounds
+        for amounts in mean.along or ():
+            amounts /= rounds
+        self._rounds, self._sum = 0, None
+        return mean
+
+
 def add_up(batch: ReplyPool, outcome: Outcome, replications: int, referenced: bool) -> Tally:
     """Sum an outcome by replication and advertiser.
 

@@ -30,7 +30,8 @@ from numpy.typing import ArrayLike
 from agents.learners.base import UTILITY_REACH, VALUE_REACH, Population, meets
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
-from mechanisms.pool import Floats, Ints, ReplyPool
+from mechanisms.periods import concerning
+from mechanisms.pool import Bools, Floats, Ints, ReplyPool
 
 TIE = 1e-12  # gains below this fraction of the score are none
 GAIN = 1e-3  # smallest gain, as a fraction of the score, that speaks against convergence
@@ -127,7 +128,7 @@ def best_responses(
 
 
 class _Bidder:
-    """One advertiser's view of the pool: the requests in which its ad is a candidate."""
+    """One advertiser's view of the pool: the requests that decide on what it gets."""
 
     def __init__(
         self,
@@ -139,9 +140,9 @@ class _Bidder:
     ) -> None:
         self.index = index
         self.mechanism = mechanism
-        mine = pool.ads == index
-        self.requests: Ints = np.flatnonzero(mine.any(axis=1))
-        self.column: Ints = mine[self.requests].argmax(axis=1)
+        self.requests: Ints = concerning(mechanism, pool, index)
+        # (B, n) where its ad is listed
+        self.own: Bools = pool.ads[self.requests] == index
         self.pool = pool.take(self.requests) if len(self.requests) else None
         self.value = float(population.values[index])
         self.roi = float(population.target_roi[index])
@@ -164,13 +165,12 @@ class _Bidder:
     def _allocate(self, bids: Floats, tried: Floats, B: int) -> tuple[Floats, Floats]:
         G = len(tried)
         copies = self.pool.take(np.tile(np.arange(B), G))
-        profile = bids[copies.ads]
-        rows, column = np.arange(G * B), np.tile(self.column, G)
-        profile[rows, column] = np.repeat(tried, B)
+        own = np.tile(self.own, (G, 1))
+        profile = np.where(own, np.repeat(tried, B)[:, None], bids[copies.ads])
         found = self.mechanism.allocate(copies, profile)
         return (
-            found.itctr[rows, column].reshape(G, B).sum(axis=1),
-            found.payments[rows, column].reshape(G, B).sum(axis=1),
+            np.where(own, found.itctr, 0.0).reshape(G, -1).sum(axis=1),
+            np.where(own, found.payments, 0.0).reshape(G, -1).sum(axis=1),
         )
 
     def objective(self, bids: Floats, tried: Floats) -> Floats:

@@ -241,7 +241,7 @@ def bench(
 
 @app.command()
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="Which paper's: mosaic or llm-auction.")],
+    paper: Annotated[str, typer.Argument(help="Which paper's: mosaic, llm-auction or iamfm.")],
     scenario: Annotated[
         str | None, typer.Option(help="Scenario; default the bundled one of the paper's name.")
     ] = None,

@@ -19,6 +19,8 @@ import numpy as np
 import polars as pl
 import yaml
 
+from experiments.periods import CAPTION as PERIODS
+from experiments.periods import measured
 from experiments.plots import CAPTIONS, OBJECTIVES
 from experiments.samples import SampleReply
 from experiments.tables import best_means, by_advertiser, unbounded
@@ -73,6 +75,7 @@ def write_report(
     samples: Mapping[str, Sequence[SampleReply]],
     figures: Mapping[str, Path],
     pool: ReplyPool,
+    plans: pl.DataFrame | None = None,
 ) -> Path:
     """Write `report.html` into `folder` and return its path.
 
@@ -87,6 +90,7 @@ def write_report(
         samples: sample replies by mechanism.
         figures: PNG files by name; captions come from `plots.CAPTIONS`, else the name is one.
         pool: what was traded on.
+        plans: of `experiments.periods.plans_frame`, if a mechanism plans for periods.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -96,7 +100,7 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "interval": bracket}
-    labels = list(result.summary)
+    labels, captions = list(result.summary), CAPTIONS | {"periods": PERIODS}
     page = environment.get_template("report.html").render(
         title=title,
         replies_label=replies_label(pool.manifest)
@@ -106,8 +110,10 @@ def write_report(
         labels=labels,
         findings=list(findings(result, best)),
         rows=list(rows(result, best)),
+        periods=list(period_rows(plans, scenario)),
+        planning=[] if plans is None else plans["mechanism"].unique(maintain_order=True).to_list(),
         figures=[
-            {"name": name, "data": _embedded(path), "caption": CAPTIONS.get(name, name)}
+            {"name": name, "data": _embedded(path), "caption": captions.get(name, name)}
             for name, path in figures.items()
         ],
         samples=samples,
@@ -160,6 +166,13 @@ def rows(result: Result, best: pl.DataFrame | None) -> Iterator[Row]:
             if kind == "value":
                 cells = [_cell(of.get("roi_over_target")) for _, of in found]
                 yield Row(f"{who}: ROI", "ROI / target ROI, expected", cells)
+
+
+def period_rows(plans: pl.DataFrame | None, scenario: Mapping[str, Any]) -> Iterator[Row]:
+    """What was planned for periods, a row per measure; none under mechanisms without."""
+    if plans is not None:
+        for what, unit, found in measured(plans, int(scenario.get("rounds", 0))):
+            yield Row(what, unit, [_cell(each) for each in found.values()])
 
 
 def advertiser_tables(
@@ -216,10 +229,10 @@ def replies_label(manifest: Mapping[str, Any]) -> str:
 
 
 def estimates_label(manifest: Mapping[str, Any]) -> str:
-    """By what it is estimated how mechanisms would answer other bids, where it is not exact."""
+    """By what it is estimated what other bids would bring, where it is not exact."""
     found = manifest.get("estimates") or {}
     told = "; ".join(f"{name} by its {said['estimate']}" for name, said in found.items())
-    return f" · replies to other bids than they were written under: {told}" if told else ""
+    return f" · what other bids would bring: {told}" if told else ""
 
 
 def pool_facts(pool: ReplyPool) -> list[tuple[str, str]]:

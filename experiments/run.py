@@ -18,6 +18,7 @@ import polars as pl
 
 from agents.learners.base import Population
 from experiments.best_response import best_responses
+from experiments.periods import over_periods, plans_frame
 from experiments.provenance import where
 from experiments.samples import SampleReply, sample_replies
 from experiments.tables import last_quarter
@@ -40,8 +41,10 @@ CONTENTS = (
     "figures/advertisers.png",
     "figures/bids.png",
     "figures/market.png",
+    "figures/periods.png",
     "live_replies.parquet",
     "manifest.json",
+    "plans.parquet",
     "report.html",
     "rounds.parquet",
     "scenario.yaml",
@@ -54,7 +57,8 @@ class Run:
     """A finished run: its result, the independent best responses, and what was traded on.
 
     `pools` are those by mechanism, most of them `pool`; `live` has all replies written in live
-    mode, by mechanism and round, and is None in recorded mode.
+    mode, by mechanism and round, and is None in recorded mode; `plans` has what was planned for
+    periods (`experiments.periods`), and is None under mechanisms without.
     """
 
     scenario: Scenario
@@ -65,6 +69,7 @@ class Run:
     samples: dict[str, list[SampleReply]]
     pools: dict[str, ReplyPool] = field(default_factory=dict)
     live: pl.DataFrame | None = None
+    plans: pl.DataFrame | None = None
 
 
 def run(
@@ -93,7 +98,7 @@ def run(
         traded = pools_of(scenario, arms, say, engine)
         pool = traded[0]
     names = titles(pool)
-    results, best, samples, pools, written = [], [], {}, {}, []
+    results, best, samples, pools, written, plans = [], [], {}, {}, [], {}
     for mechanism, pool_of_arm in zip(arms, traded, strict=True):
         check_weights(pool_of_arm)
         live = None
@@ -105,7 +110,8 @@ def run(
         )
         result = model.run(progress=progress)
         results.append(result)
-        found = best_responses(mechanism, pool_of_arm, population(scenario))
+        plans[mechanism.name] = model.platform.plans
+        found = best_responses(mechanism.exact, pool_of_arm, population(scenario))
         best.append(found.labelled(mechanism.name))
         samples[mechanism.name] = _samples(pool_of_arm, mechanism, result, seed)
         pools[mechanism.name] = pool_of_arm
@@ -120,6 +126,7 @@ def run(
         samples,
         pools,
         pl.concat(written, how="diagonal") if written else None,
+        plans_frame(plans),
     )
 
 
@@ -233,6 +240,10 @@ def _fill(finished: Run, folder: Path) -> None:
         "market": plots.market_over_rounds(result.rounds),
         "advertisers": plots.payments_and_roi(result.advertisers),
     }
+    if finished.plans is not None:
+        finished.plans.write_parquet(folder / "plans.parquet")
+        values = [spec.value for spec in finished.scenario.advertisers]
+        drawn["periods"] = over_periods(finished.plans, titles(finished.pool), values)
     figures = {
         name: plots.save(figure, folder / "figures" / f"{name}.png")
         for name, figure in drawn.items()
@@ -247,6 +258,7 @@ def _fill(finished: Run, folder: Path) -> None:
         samples=finished.samples,
         figures=figures,
         pool=finished.pool,
+        plans=finished.plans,
     )
 
 

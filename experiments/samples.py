@@ -103,7 +103,7 @@ def sample_replies(
     drawn = rng.choice(B, size=min(count, B), replace=False)
     some = pool.take(drawn)
     by_request = some.bids_by_request(bids)
-    outcome = mechanism.run(some, by_request, rng)
+    outcome = mechanism.run(some, bids, rng)
     samples = []
     for k, (b, j) in enumerate(zip(drawn.tolist(), outcome.chosen.tolist(), strict=True)):
         asked, reply = pool.requests.row(b, named=True), pool.replies.row(b * M + j, named=True)

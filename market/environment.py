@@ -24,6 +24,7 @@ from market.catalog import Ad, Catalog
 from market.retrieval import retrieve
 from market.scenario import Scenario
 from mechanisms.base import Mechanism
+from mechanisms.iamfm.short import with_short
 from mechanisms.insertion import PHRASES
 from mechanisms.llm.base import Engine
 from mechanisms.llm.encoder import TextEncoder
@@ -111,7 +112,8 @@ def pools_of(
 ) -> list[ReplyPool]:
     """The pool that each mechanism trades on: the scenario's, or one written in its own way.
 
-    All are judged as the scenario's are: users do not change with the mechanism.
+    All are judged as the scenario's are: users do not change with the mechanism. Those that want
+    short replies (`Mechanism.short_replies`) have them beside.
 
     Raises:
         BadInput: an Ad-LLM that cannot be had, before anything is recorded.
@@ -120,14 +122,31 @@ def pools_of(
     for mechanism in mechanisms:
         _check_writer(written_by(scenario, mechanism.writing), engine)
     shared = make_pool(scenario, say, engine=engine)
-    pools = []
+    pools: list[ReplyPool] = []
+    short: dict[ReplyPool, ReplyPool] = {}
     for mechanism in mechanisms:
         way = mechanism.writing
-        if written_by(scenario, way).replies == scenario.replies:
-            pools.append(shared)
-        else:
-            pools.append(make_pool(scenario, say, way, engine=engine, shared=shared))
+        pool = shared
+        if written_by(scenario, way).replies != scenario.replies:
+            pool = make_pool(scenario, say, way, engine=engine, shared=shared)
+        if mechanism.short_replies:
+            if pool not in short:
+                say(f"candidate replies: cutting them short, for {mechanism.name}")
+                short[pool] = cut_short(scenario, pool, shared, engine)
+            pool = short[pool]
+        pools.append(pool)
     return pools
+
+
+def cut_short(
+    scenario: Scenario, pool: ReplyPool, shared: ReplyPool, engine: LazyEngine
+) -> ReplyPool:
+    """The pool with its replies cut short beside them, judged by the users of `shared`."""
+    requests, users = make_requests(scenario, engine)
+    users = audience(scenario, users, shared)
+    if scenario.users.kind == "user-llm":
+        users = played(scenario, users, engine.open())
+    return with_short(pool, requests, users)
 
 
 def _check_writer(scenario: Scenario, engine: LazyEngine) -> None:

@@ -11,6 +11,14 @@ charges no more than what is left and forgives the rest; from the next round on 
 0 in that replication. Spending therefore never exceeds the budget. Expected payments are recorded
 as the mechanism states them, uncapped.
 
+Some mechanisms read bids once in a *period* of rounds (`mechanisms.periods`). Then advertisers bid
+in its first round only, and it is one round to their learners: they hear of it when it is over, in
+means over its rounds, of what came of the bids that were read. (Were they to learn round by round,
+those that move their bids by what the last ones brought would follow one bid's outcome many times
+over.) Along their grids they hear what the period would have been, had it been planned under
+another bid. A budget that runs out within a period is charged no further, but the terms stand: the
+advertiser bids 0 from the next period on. Other mechanisms have periods of one round.
+
 Who bids 0 stays a candidate: a reply may show its ad all the same, for nothing, since the LLM wrote
 it and no bid speaks against it. Clicks on it count as the advertiser's value, hence towards its ROI
 and in welfare, long after its budget is gone.
@@ -32,7 +40,7 @@ from agents import Account, Advertiser, Platform, UtilityMaximizer, ValueMaximiz
 from agents.learners import Feedback, Learner, Population
 from agents.platform import LiveSource
 from agents.streams import LEARNING, Arrivals, Dice, stream
-from agents.tally import Tally
+from agents.tally import Period, Tally
 from market.ledger import Ledger, Result
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
@@ -141,7 +149,8 @@ class MarketModel(mesa.Model):
         self.account = Account.open(self.values, R)
         self.groups = self._form_groups(specs)
         self._create_advertisers(specs, titles)
-        self.platform = Platform(self, mechanism, pool, live)
+        self.platform = Platform(self, mechanism, pool, live, seed)
+        self._period = Period()
         served = (R, scenario.requests_per_round)
         self.arrivals = Arrivals(seed, pool.shape[0], served)
         self.dice = Dice(seed, R * scenario.requests_per_round, pool.shape[2])
@@ -161,7 +170,8 @@ class MarketModel(mesa.Model):
         if self.round >= self.scenario.rounds:
             raise RuntimeError(f"all {self.scenario.rounds} rounds are played")
         requests = self.requests_arrive()
-        self.advertisers_bid()
+        if self.platform.reads_bids(self.round):
+            self.advertisers_bid()
         tally = self.platform.serve(requests, self.bids, self.dice, self.round, self._tried)
         self.settle(tally)
         self.learners_learn(tally)
@@ -201,7 +211,12 @@ class MarketModel(mesa.Model):
         self.account.settle(tally)
 
     def learners_learn(self, tally: Tally) -> None:
-        """Give every learner what it may see of the round."""
+        """Give every learner what it may see of the round, or of a period that ends with it."""
+        if self.platform.period > 1:
+            self._period.add(tally)
+            if not self.period_ends:
+                return
+            tally = self._period.close()
         for group in self._groups:
             if group.learner.feedback != "none":
                 group.learner.learn(group.feedback(tally))
@@ -219,6 +234,12 @@ class MarketModel(mesa.Model):
         """(R, N) budget less charges so far; infinite without a budget."""
         left = self.budgets - self.account.payments
         return np.where(left > self._least_left, left, 0.0)
+
+    @property
+    def period_ends(self) -> bool:
+        """Whether the present round is the last of its period, or of the run."""
+        following = self.round + 1
+        return self.platform.reads_bids(following) or following >= self.scenario.rounds
 
     @property
     def groups(self) -> list[Group]:

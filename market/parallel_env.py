@@ -1,7 +1,8 @@
 """The market as a PettingZoo environment: whoever can act in one can be an advertiser here.
 
-An agent is an advertiser, a step is a round of a `MarketModel` with one replication, an episode is
-the scenario's rounds. Learners are replaced by the actions; everything else (arrivals, mechanism,
+An agent is an advertiser, a step is a round of a `MarketModel` with one replication (under a
+mechanism that reads bids once a period: a period, in means over its rounds), an episode is the
+scenario's rounds. Learners are replaced by the actions; everything else (arrivals, mechanism,
 users, budgets, records) is the market's own.
 
     action        the bid, in multiples of the truthful one: Box [0, reach], reach 1.5 for utility
@@ -183,7 +184,10 @@ class MarketEnv(ParallelEnv):
             raise RuntimeError("the episode is over or has not begun; call reset")
         multiples = np.array([_number(actions, agent) for agent in self.agents])
         self._steered.multiples[0] = np.clip(multiples, 0.0, self.reach)
-        self.market.step()
+        last_round = False
+        while not last_round:
+            last_round = self.market.period_ends
+            self.market.step()
         people = self._steered.population
         clicks, charges = self._steered.last.outcome(self.signal)
         value = people.values * clicks

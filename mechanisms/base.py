@@ -6,7 +6,7 @@ Shapes, everywhere: requests B, candidate replies M, candidate ads n, advertiser
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,10 +60,18 @@ class Mechanism(ABC):
     tells_of_other_bids: ClassVar[bool] = True
     """Whether replies written live, under the bids played, tell what other bids would bring."""
 
+    short_replies: ClassVar[bool] = False
+    """Whether it also wants replies as they would be if cut short (`mechanisms.iamfm.short`)."""
+
     @property
     def writing(self) -> Mapping[str, Any]:
         """What it asks of a recording of its own, by the names of a scenario's `replies`."""
         return {} if self.generation is None else {"generation": self.generation}
+
+    @property
+    def exact(self) -> Mechanism:
+        """The same rules where nothing is left to estimates that cost tokens: mostly itself."""
+        return self
 
     def estimates(self, pool: ReplyPool) -> Mapping[str, Any]:
         """How outcomes of bids are estimated from the pool, and how well; {} where none are."""
@@ -152,18 +160,37 @@ class Mechanism(ABC):
     def _settle(
         self, pool: ReplyPool, bids: Floats, allocation: Allocation, rng: np.random.Generator
     ) -> Outcome:
-        chosen = draw_reply(allocation.probabilities, rng)
-        shown = pool.origin.ctr[pool.rows, chosen]
-        clicks = rng.random(shown.shape) < shown
-        charges = self.charge(pool, bids, allocation, chosen, clicks)
-        return Outcome(
-            probabilities=allocation.probabilities,
-            itctr=allocation.itctr,
-            payments=allocation.payments,
-            chosen=chosen,
-            clicks=clicks,
-            charges=charges,
-        )
+        def charge(chosen: Ints, clicks: NDArray[np.bool_]) -> Floats:
+            return self.charge(pool, bids, allocation, chosen, clicks)
+
+        return realised(pool, allocation, charge, rng)
+
+
+def realised(
+    pool: ReplyPool,
+    allocation: Allocation,
+    charge: Callable[[Ints, NDArray[np.bool_]], Floats],
+    rng: np.random.Generator,
+) -> Outcome:
+    """Throw the dice of an allocation: one for each request's reply, then one a request and ad.
+
+    Args:
+        pool: the requests.
+        allocation: of them.
+        charge: (B, n) charges for replies chosen (B,) and clicks (B, n).
+        rng: the dice.
+    """
+    chosen = draw_reply(allocation.probabilities, rng)
+    shown = pool.origin.ctr[pool.rows, chosen]
+    clicks = rng.random(shown.shape) < shown
+    return Outcome(
+        probabilities=allocation.probabilities,
+        itctr=allocation.itctr,
+        payments=allocation.payments,
+        chosen=chosen,
+        clicks=clicks,
+        charges=charge(chosen, clicks),
+    )
 
 
 def blocks(requests: int, held: int, most: int) -> Iterator[Ints]:

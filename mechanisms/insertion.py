@@ -257,7 +257,7 @@ class GuidedInsertion:
             return END if done else ()
         shares = self._shares_left(policy, draft)
         u, which, phrase = draft.rng.random(3)
-        if shares.sum() == 0 or u >= policy.rates[draft.decisions]:
+        if shares.sum() == 0 or u >= policy.rate(draft.decisions, shares.sum()):
             draft.note(NOTHING)
             return END if done else ()
         ad = _pick(shares, which)

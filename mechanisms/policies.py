@@ -68,6 +68,10 @@ class InsertionPolicy:
     inline: float = 0.0
     own_words: bool = False
 
+    def rate(self, decision: Ints | int, share: Floats | float) -> Floats | float:
+        """Probability to insert at these decisions, where ads of `share` in all are left."""
+        return self.rates[np.minimum(decision, len(self.rates) - 1)]
+
     def log_density(self, events: Ints, openings: Bools | None = None) -> Floats:
         """(M,) log-probability of `events` (M, K) under this policy, in nats; −inf if impossible.
 
@@ -87,7 +91,7 @@ class InsertionPolicy:
             for t in range(K):
                 event, inline = events[:, t], openings[:, t]
                 open_share = left.sum(axis=1)
-                planned = self.rates[np.minimum(decision[:, t], len(self.rates) - 1)]
+                planned = self.rate(decision[:, t], open_share)
                 rate = np.where(open_share > 0, np.where(inline, self.inline, planned), 0.0)
                 ad = np.maximum(event, 0)
                 share = left[rows, ad] / np.where(open_share > 0, open_share, 1.0)

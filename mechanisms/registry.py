@@ -7,6 +7,7 @@ from typing import Any
 
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
+from mechanisms.iamfm.mechanism import IAMFMElimination, IAMFMModel
 from mechanisms.llm_auction.ideal import IdealLLMAuction
 from mechanisms.llm_auction.mechanism import LLMAuction
 from mechanisms.mosaic import Mosaic
@@ -21,6 +22,8 @@ MECHANISMS: dict[str, type[Mechanism]] = {
         Mosaic,
         LLMAuction,
         IdealLLMAuction,
+        IAMFMElimination,
+        IAMFMModel,
         FirstPrice,
         GSP,
         VCG,

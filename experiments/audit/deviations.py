@@ -27,6 +27,7 @@ import numpy as np
 from agents.learners.base import Population, meets
 from mechanisms.base import Mechanism
 from mechanisms.candidates import GibbsMechanism, expectation
+from mechanisms.periods import concerning
 from mechanisms.pool import Floats, Ints, ReplyPool
 
 MULTIPLES = np.unique(
@@ -220,19 +221,24 @@ def _outcomes(
     v, tried = float(people.values[index]), multiples * people.truthful_bids[index]
     vm = bool(people.value_maximizer[index])
     value, stake, payment = np.zeros((k, G)), np.zeros((k, G)), np.zeros((k, G))
-    each = max(1, _COPIES // max(k, 1))
+    served = concerning(mechanism, pool, index)
+    each = max(1, _COPIES // max(len(served), 1))
     for start in range(0, G if k else 0, each):
         part = slice(start, min(start + each, G))
         count = part.stop - part.start
-        copies = pool.take(np.tile(requests, count))
-        rows, own = np.arange(k * count), np.tile(column, count)
+        copies = pool.take(np.tile(served, count))
+        # of the requests served, those it competes in
+        at = np.searchsorted(served, requests)
+        rows = (at + len(served) * np.arange(count)[:, None]).ravel()
+        own = np.tile(column, count)
         profile = bids[copies.ads]
         profile[rows, own] = np.repeat(tried[part], k)
         found = mechanism.allocate(copies, profile)
+        probabilities = found.probabilities[rows]
         units = worth(mechanism, copies)[rows, :, own][:, :, None]
         for into, amounts in (
-            (value, v * expectation(found.probabilities, units)[:, 0]),
-            (stake, v * expectation(found.probabilities, np.abs(units))[:, 0]),
+            (value, v * expectation(probabilities, units)[:, 0]),
+            (stake, v * expectation(probabilities, np.abs(units))[:, 0]),
             (payment, found.payments[rows, own]),
         ):
             into[:, part] = amounts.reshape(count, k).T

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from agents.learners.base import Population
 from experiments.audit.deviations import Deviations, truthful_profile, worth
 from mechanisms.base import Mechanism
 from mechanisms.candidates import expectation
+from mechanisms.periods import PeriodicMechanism, concerning
 from mechanisms.pool import Floats, ReplyPool
 
 THRESHOLD = 1e-6
@@ -84,7 +86,7 @@ def truthful(mechanism: Mechanism, pool: ReplyPool, people: Population, bids: Fl
     same = np.array_equal(bids, people.truthful_bids)
     parts = []
     for i in [None] if same else range(len(bids)):
-        requests = np.arange(len(pool.ads)) if i is None else np.flatnonzero((pool.ads == i).any(1))
+        requests = np.arange(len(pool.ads)) if i is None else concerning(mechanism, pool, i)
         if len(requests):
             profile = bids if i is None else truthful_profile(people, bids, i)
             found = _pairs(mechanism, pool.take(requests), people, profile)
@@ -215,7 +217,9 @@ def counterfactual_error(
     """
     grid = people.truthful_bids[:, None] * multiples
     price = people.values[:, None]
-    held = Mechanism.counterfactual(mechanism, pool, bids, grid[pool.ads])
+    periodic = isinstance(mechanism, PeriodicMechanism)
+    hold = mechanism.replanned if periodic else partial(Mechanism.counterfactual, mechanism)
+    held = hold(pool, bids, grid[pool.ads])
     told = mechanism.counterfactual(pool, bids, grid[pool.ads])
     everything = np.arange(len(pool.ads))[None]
     sums = mechanism.counterfactual_sums(pool, everything, bids[None], grid)

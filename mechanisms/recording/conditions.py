@@ -9,13 +9,16 @@ and for a condition in whose own words titles are mentions, the probability of t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from mechanisms.errors import BadInput
 from mechanisms.llm_auction.prompt import auction_prompt
 from mechanisms.mentions import AdCopy, one_line
 from mechanisms.policies import InsertionPolicy, reference_policy
+from mechanisms.pool import Ints
 from mechanisms.recording.design import Design, Request
 
 REFERENCE_PROMPT = "Question: {query}\n\nAnswer with practical advice in three short sentences."
@@ -27,10 +30,20 @@ ADVERTISER_PROMPT = (
     "Question: {query}\n\nAnswer with practical advice in three short sentences, "
     "and recommend this product by name where it helps:\n{ads}"
 )
+STRENGTH_PROMPT = (
+    "Question: {query}\n\nAnswer with practical advice in three short sentences.\n{ads}"
+)
+STRENGTHS = (
+    "You may mention this product by name: {ad}",
+    "Recommend this product by name: {ad}",
+    "Above all, recommend this product by name: {ad}",
+)
+"""What a prompt says of an ad of strength 1, 2, ... (`mechanisms.iamfm.configuration`)."""
 TEMPLATES = {
     "reference": REFERENCE_PROMPT,
     "context": CONTEXT_PROMPT,
     "advertiser": ADVERTISER_PROMPT,
+    "strength": STRENGTH_PROMPT,
     "auction": auction_prompt("", "", (), ()),
 }
 """By kind; that of `auction` is shown without query, profile and ads."""
@@ -47,13 +60,30 @@ class Condition(NamedTuple):
 
 
 def prompt(kind: str, request: Request) -> str:
-    """The user message: of kind `reference`, `context`, or `advertiser:i` (names ad i only)."""
+    """The user message, of a kind.
+
+    Args:
+        kind: `reference`; `context`; `advertiser:i`, which names ad i only; or `strength:0,2,...`,
+            which names each ad as strongly as it is sponsored (`strength_kind`).
+        request: its query and ads.
+
+    Raises:
+        BadInput: a strength that there are no words for.
+    """
     if kind == "reference":
         return REFERENCE_PROMPT.format(query=request.query)
     if kind == "context":
         return CONTEXT_PROMPT.format(query=request.query, ads="\n".join(map(_line, request.ads)))
+    if kind.startswith("strength:"):
+        found = kind.removeprefix("strength:").split(",")
+        return _strength_prompt([int(each) for each in found if each], request)
     ad = request.ads[int(kind.removeprefix("advertiser:"))]
     return ADVERTISER_PROMPT.format(query=request.query, ads=_line(ad))
+
+
+def strength_kind(strengths: Sequence[int] | Ints) -> str:
+    """The kind of prompt that names each candidate ad by its strength (n,)."""
+    return "strength:" + ",".join(str(int(each)) for each in strengths)
 
 
 def templates(design: Design, ads: int) -> dict[str, str]:
@@ -126,5 +156,23 @@ def _guided(design: Design, ads: int, count: int) -> list[Condition]:
     return [Condition("reference", policy, number) for policy, number in policies]
 
 
+def _strength_prompt(strengths: list[int], request: Request) -> str:
+    """The reference prompt, and a line for each ad of strength 1 or more; the strongest last."""
+    if max(strengths, default=0) > len(STRENGTHS):
+        raise BadInput(
+            f"a prompt has words for strengths up to {len(STRENGTHS)}, not for {max(strengths)}; "
+            "give fewer steering odds, or steer by guided insertion"
+        )
+    named = sorted((s, i) for i, s in enumerate(strengths) if s)
+    if not named:
+        return prompt("reference", request)
+    ads = [STRENGTHS[s - 1].format(ad=_words(request.ads[i])) for s, i in named]
+    return STRENGTH_PROMPT.format(query=request.query, ads="\n".join(ads))
+
+
 def _line(ad: AdCopy) -> str:
-    return f"- {one_line(ad.title)}: {one_line(ad.text)}"
+    return f"- {_words(ad)}"
+
+
+def _words(ad: AdCopy) -> str:
+    return f"{one_line(ad.title)}: {one_line(ad.text)}"

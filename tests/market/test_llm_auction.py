@@ -187,7 +187,7 @@ def test_a_market_has_a_recording_of_its_ad_llm(tiny_llm, engine, elsewhere):
     (said,) = provenance(run(market, pool=pool))["estimates"].values()
     assert said == {"estimate": "surface", "held_out": pool.manifest[MANIFEST]["held_out"]}
     label = estimates_label({"estimates": {"llm-auction": said}})
-    assert label.endswith("than they were written under: llm-auction by its surface")
+    assert label.endswith("what other bids would bring: llm-auction by its surface")
     assert estimates_label({}) == estimates_label({"estimates": {}}) == ""
     # live: the same code, the same seed, the same replies
     live = [

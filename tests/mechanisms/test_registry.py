@@ -19,6 +19,8 @@ def test_names():
         "mosaic",
         "llm-auction",
         "llm-auction-ideal",
+        "iamfm-elimination",
+        "iamfm-model",
         "first-price",
         "gsp",
         "vcg",
@@ -36,7 +38,7 @@ def test_names():
         (
             "mozaic",
             {},
-            "no mechanism 'mozaic'; there are mosaic, llm-auction, llm-auction-ideal, first",
+            "no mechanism 'mozaic'; there are mosaic, llm-auction, llm-auction-ideal, iamfm",
         ),
         ("mosaic", {"tua": 1}, "mosaic has no parameter 'tua'; it has tau, offset, settlement"),
         ("mosaic", {}, "mosaic needs parameter 'tau'"),
