@@ -49,7 +49,7 @@ def reliability(predicted: ArrayLike, clicks: ArrayLike, bins: int = 10) -> Figu
     low, high = (np.array([getattr(each, end) for each in shares]) for end in ("low", "high"))
     reach = 1.05 * float(max(high.max(), predicted.max()))
     with style():
-        figure = Figure(figsize=(0.62 * WIDTH, 5.6), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
         above, below = figure.subplots(
             2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1], "hspace": 0.04}
         )
