@@ -2,7 +2,7 @@
 
 import os
 
-# Before torch is imported: see `experiments/cli.py`.
+# Before torch is imported: see `experiments/cli/__init__.py`.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread for each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
