@@ -22,24 +22,37 @@ ordinal, so distances are of their numbers, scaled to [0, 1] (total and rivals: 
 
 Given hyperparameters, outcomes are independent, so the posterior covariance is diagonal in k. All
 click rates share their hyperparameters, for nothing tells advertisers apart before they are seen;
-user satisfaction has its own. They are found by maximising posterior density (log-normal priors,
-L-BFGS, gradients by torch). Outcomes are standardised by the data, so their scale does not matter.
+user satisfaction has its own. They are found by maximising posterior density (log-normal priors;
+BoTorch's L-BFGS). The process is of outcomes less what is expected of ads of their strength, and
+standardised by the data (`mechanisms.iamfm.process_data`), so their scale does not matter.
 
-Everything is float64, on the CPU, and draws no random number.
+The process is GPyTorch's, a batch of K. Everything is float64, on the CPU, draws no random number
+and is exact: where GPyTorch would approximate or add to a diagonal, `FitFailed` is raised.
 
-Shapes: outcomes K = n + 1, data N, points M, levels L, hyperparameters H.
+Shapes: outcomes K = n + 1, data N, points M, levels L, hyperparameters H, a point's numbers D.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from botorch.optim.closures import ForwardBackwardClosure
+from botorch.optim.core import scipy_minimize
+from gpytorch import settings
+from gpytorch.distributions import MultivariateNormal
+from gpytorch.kernels import Kernel
+from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
+from gpytorch.models import ExactGP
+from gpytorch.priors import NormalPrior
+from linear_operator.utils.errors import NanError, NotPSDError
+from linear_operator.utils.warnings import NumericalWarning
 
-from mechanisms.iamfm.sampling_error import SamplingError
+from mechanisms.iamfm.process_data import Data, Points
 from mechanisms.pool import Floats, Ints
 
 Tensor = torch.Tensor
@@ -47,7 +60,6 @@ Tensor = torch.Tensor
 JITTER = 1e-6
 """Variance added to every observation, in units of an outcome's own variance over the data."""
 ITERATIONS, FITTED_ROWS = 40, 150
-CLICKS, USER = 0, 1
 _SHARED = 6
 _MEDIANS = (0.5, 0.3, 0.2, 1.0, 1.0, 2.0)  # a_o, a_r, a_b, ℓ_o, ℓ_t, ℓ_r
 _SPREADS = (1.0, 1.0, 1.0, 0.7, 0.7, 0.7)
@@ -55,50 +67,7 @@ _BY_LEVEL = ((1.0, 0.3), (0.05, 1.0))  # ρ and ω: median, and standard deviati
 
 
 class FitFailed(RuntimeError):
-    """No hyperparameters were found: the likelihood could not be computed."""
-
-
-@dataclass(frozen=True, eq=False)
-class Points:
-    """Points of the process.
-
-    Attributes:
-        which: (M,) numbers of configurations.
-        strengths: (M, n) theirs, scaled to [0, 1].
-        levels: (M,).
-        times: (M,) 1/m, and 0 for the expected outcome.
-        spread: (K, M) standard deviation of an outcome on one pair.
-    """
-
-    which: Ints
-    strengths: Floats
-    levels: Ints
-    times: Floats
-    spread: Floats
-
-    def part(self, rows: Ints) -> Points:
-        """Those points."""
-        return Points(
-            self.which[rows],
-            self.strengths[rows],
-            self.levels[rows],
-            self.times[rows],
-            self.spread[:, rows],
-        )
-
-
-class _Gaps(NamedTuple):
-    """What the covariance of two sets of points is made of, hyperparameters apart.
-
-    Squared distances and error covariance, (K, N, M) each, and levels (N,), (M,).
-    """
-
-    own: Tensor
-    total: Tensor
-    rivals: Tensor
-    error: Tensor
-    first: Tensor
-    second: Tensor
+    """A covariance has no Cholesky factor, or the density is not a number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,34 +92,145 @@ class Prior:
         return np.tile(np.log(medians), (2, 1)), np.tile(spreads, (2, 1))
 
 
-@dataclass(frozen=True, eq=False)
-class Data:
-    """Sample means, standardised.
+class Covariance(Kernel):
+    """That of standardised outcomes at points (see `Points.tensor`), sampling errors included.
 
-    Attributes:
-        points: N of them.
-        values: (K, N).
-        error: of pairs, in the outcomes' own units.
-        centre: (K,) what was subtracted.
-        scale: (K,) by what was divided.
+    Args:
+        data: whose sampling error is a known part.
+        prior: of the hyperparameters.
+        logs: (2, H) hyperparameters.
     """
 
-    points: Points
-    values: Floats
-    error: SamplingError
-    centre: Floats
-    scale: Floats
+    def __init__(self, data: Data, prior: Prior, logs: Floats):
+        K = len(data.scale)
+        super().__init__(batch_shape=torch.Size([K]))
+        self.register_parameter("logs", torch.nn.Parameter(torch.tensor(logs)))
+        self.register_prior("prior", NormalPrior(*map(torch.from_numpy, prior.moments)), "logs")
+        self._group = torch.tensor([0] * (K - 1) + [1])  # the last is the users'
+        self._biased = torch.tensor(prior.biased, dtype=torch.float64)
+        shares = (data.error.common, data.error.own)
+        square = data.scale[:, None, None] ** 2
+        self._common, self._alone = (torch.from_numpy(share / square) for share in shares)
+        self._kept: tuple[Tensor, ...] | None = None
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: object) -> Tensor:
+        """(K, N, M), or its diagonal (K, N)."""
+        fixed = (self.training and self._kept) or self._fixed(x1, x2, diag)
+        if self.training:  # a fit asks for the same points again and again
+            self._kept = fixed
+        own, total, rivals, known, level, level_2 = fixed
+        logs = self.logs[self._group].reshape(len(self._group), -1, *[1] * (own.ndim - 1))
+        a_o, a_r, a_b = logs[:, :3].exp().unbind(1)
+        by_o, by_t, by_r = (-(-2 * logs[:, 3:_SHARED]).exp() / 2).unbind(1)
+        k_o, k_r = (own * by_o).exp(), (total * by_t + rivals * by_r).exp()
+        effects = 1 + a_o * k_o + k_r * (a_r + a_b * k_o)
+        return effects * _between(level, self._levels()[self._group], level_2, diag) + known
+
+    def _levels(self) -> Tensor:
+        """(2, L, L) covariance between levels."""
+        L = len(self._biased)
+        rho = (self.logs[:, _SHARED : _SHARED + L] * self._biased).exp()
+        omega = self.logs[:, _SHARED + L :].exp() * self._biased
+        return rho[:, :, None] * rho[:, None, :] + torch.diag_embed(omega)
+
+    def _fixed(self, x1: Tensor, x2: Tensor, diag: bool) -> tuple[Tensor, ...]:
+        """What hyperparameters do not change.
+
+        Squared distances of own strengths, rivals' totals and rivals', the offset and the sampling
+        error together, and the levels of both.
+        """
+        L = len(self._biased)
+        sizes = [4, x1.shape[-1] - 4 - 2 * L, L, L]
+        first, rivals, spread, level = x1.split(sizes, dim=-1)
+        second, rivals_2, spread_2, level_2 = x2.split(sizes, dim=-1)
+        if not diag:
+            first, second = first[..., :, None, :], second[..., None, :, :]
+        own, total = (first[..., :2] - second[..., :2]).square().unbind(-1)
+        rivals = self.covar_dist(rivals, rivals_2, diag=diag, square_dist=True)
+        same = first[..., 2] == second[..., 2]
+        error = _between(spread, self._common, spread_2, diag)
+        error = error + same * _between(spread, self._alone, spread_2, diag)
+        known = _between(level, self._biased.diag(), level_2, diag)
+        known = known + error * torch.minimum(first[..., 3], second[..., 3])
+        return own, total, rivals, known, level, level_2
+
+
+class Process(ExactGP):
+    """The process given data and hyperparameters.
+
+    Args:
+        data: given.
+        prior: of the hyperparameters.
+        logs: (2, H) hyperparameters.
+        rows: of the data that are looked at; default all.
+    """
+
+    def __init__(self, data: Data, prior: Prior, logs: Floats, rows: Ints | slice = slice(None)):
+        values = torch.from_numpy(data.values)[:, rows]
+        noise = FixedNoiseGaussianLikelihood(torch.full_like(values, JITTER))
+        super().__init__(data.points.tensor(len(prior.biased))[:, rows], values, noise)
+        self.data, self.prior = data, prior
+        self.kernel = Covariance(data, prior, logs)
 
     @classmethod
-    def of(cls, points: Points, means: Floats, error: SamplingError) -> Data:
-        """Those of means (N, K) at points, each weighing as many pairs as it is of."""
-        weights = 1 / points.times
-        centre = np.average(means, axis=0, weights=weights)
-        scale = np.sqrt(np.average((means - centre) ** 2, axis=0, weights=weights))
-        varies = scale > 1e-12
-        # what never varied (an ad that nobody clicked) is taken to vary as others do
-        scale[~varies] = scale[varies].mean() if varies.any() else 1.0
-        return cls(points, ((means - centre) / scale).T, error, centre, scale)
+    def given(cls, data: Data, prior: Prior, logs: Floats) -> Process:
+        """Condition on data.
+
+        Raises:
+            FitFailed: that cannot be done.
+        """
+        process = cls(data, prior, logs).eval()
+        with _exactly(), torch.no_grad():
+            inputs, values = process.train_inputs, process.train_targets
+            kept = process.kernel.prediction_strategy(
+                inputs, process.forward(*inputs), values, process.likelihood
+            )
+            process.prediction_strategy = kept
+            _ = kept.mean_cache, kept.covar_cache  # solved here, by Cholesky
+        return process
+
+    @property
+    def logs(self) -> Floats:
+        """(2, H) hyperparameters."""
+        return self.kernel.logs.detach().numpy().copy()
+
+    def forward(self, points: Tensor) -> MultivariateNormal:
+        """The process before data, at points (K, M, D)."""
+        return MultivariateNormal(torch.zeros_like(points[..., 0]), self.kernel(points))
+
+    @torch.no_grad()
+    def believed(self, points: Points) -> tuple[Floats, Floats]:
+        """Posterior means and variances (K, M) at points."""
+        there = self._tensor(points)
+        mean, root = self._project(there)
+        return self.data.unscaled(mean.numpy(), points), self._variance(there, root)
+
+    @torch.no_grad()
+    def covariances(self, points: Points, others: Points) -> tuple[Floats, Floats]:
+        """Posterior covariances (K, M, M') of points with others, and variances (K, M') there."""
+        here, there = self._tensor(points), self._tensor(others)
+        root, root_there = self._project(here)[1], self._project(there)[1]
+        covariance = self.kernel(here, there).to_dense() - root @ root_there.mT
+        square = self.data.scale[:, None, None] ** 2
+        return covariance.numpy() * square, self._variance(there, root_there)
+
+    def _project(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior means (K, M), standardised, and (K, M, N) what data explain of covariances.
+
+        By what GPyTorch keeps of the data; its posterior itself is of all points jointly, which is
+        many times the work.
+        """
+        cross = self.kernel(points, self.train_inputs[0]).to_dense()
+        kept = self.prediction_strategy
+        return (cross @ kept.mean_cache[:, :, None])[:, :, 0], cross @ kept.covar_cache
+
+    def _variance(self, points: Tensor, root: Tensor) -> Floats:
+        """(K, M) posterior variances."""
+        variance = self.kernel(points, diag=True) - root.square().sum(-1)
+        return variance.clamp(min=0.0).numpy() * self.data.scale[:, None] ** 2
+
+    def _tensor(self, points: Points) -> Tensor:
+        return points.tensor(len(self.prior.biased))
 
 
 def fit(data: Data, prior: Prior, start: Floats | None = None) -> Floats:
@@ -165,171 +245,42 @@ def fit(data: Data, prior: Prior, start: Floats | None = None) -> Floats:
         FitFailed: the density is not a number, or its matrix has no Cholesky factor.
     """
     mean, spread = prior.moments
+    low, high = mean - 5 * spread, mean + 5 * spread
     N = len(data.points.which)
     rows = np.unique(np.linspace(0, N - 1, min(N, FITTED_ROWS)).astype(np.int64))
-    points, values = data.points.part(rows), torch.from_numpy(data.values[:, rows])
-    gaps = _gaps(points, points, data)
-    centre, width = torch.from_numpy(mean), torch.from_numpy(spread)
+    process = Process(data, prior, np.clip(mean if start is None else start, low, high), rows)
 
-    def loss(at: Floats) -> tuple[float, Floats]:
-        logs = torch.from_numpy(at.reshape(mean.shape)).requires_grad_()
-        covariance = _with_jitter(_covariance(logs, prior, gaps))
-        log_density = (
-            _log_density(values, covariance) - 0.5 * ((logs - centre) / width).square().sum()
-        )
-        (-log_density).backward()
-        return -log_density.item(), logs.grad.numpy().ravel()
+    def loss() -> Tensor:
+        """GPyTorch's own would count the prior once for each outcome."""
+        seen = process.likelihood(process(*process.train_inputs))
+        density = seen.log_prob(process.train_targets).sum()
+        return -density - process.kernel.prior.log_prob(process.kernel.logs).sum()
 
-    begin = np.asarray(mean if start is None else start, dtype=np.float64)
-    far = 5 * spread.ravel()
-    bounds = np.column_stack([mean.ravel() - far, mean.ravel() + far])
-    try:
-        found = minimize(
-            loss,
-            np.clip(begin.ravel(), *bounds.T),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=bounds,
+    parameters = {"logs": process.kernel.logs}
+    with _exactly():
+        found = scipy_minimize(
+            ForwardBackwardClosure(loss, parameters),
+            parameters,
+            bounds={"logs": (torch.from_numpy(low).ravel(), torch.from_numpy(high).ravel())},
             options={"maxiter": ITERATIONS},
         )
-    except torch.linalg.LinAlgError as error:
-        raise FitFailed(f"no Cholesky factor: {error}") from error
-    if not (np.isfinite(found.fun) and np.isfinite(found.x).all()):
-        raise FitFailed(f"the log-density is {-found.fun}")
-    return found.x.reshape(mean.shape)
+    if not (np.isfinite(found.fval) and np.isfinite(process.logs).all()):
+        raise FitFailed(f"the log-density is {-found.fval}")
+    return process.logs
 
 
-@dataclass(frozen=True, eq=False)
-class Process:
-    """The process given data and hyperparameters.
-
-    Attributes:
-        data: given.
-        prior: of the hyperparameters.
-        logs: (2, H) hyperparameters.
-    """
-
-    data: Data
-    prior: Prior
-    logs: Tensor
-    _factor: Tensor  # (K, N, N) Cholesky's of the data's covariance
-    _solved: Tensor  # (K, N, 1) its inverse, applied to the values
-
-    @classmethod
-    def given(cls, data: Data, prior: Prior, logs: Floats) -> Process:
-        """Condition on data."""
-        at = torch.from_numpy(np.asarray(logs))
-        covariance = _covariance(at, prior, _gaps(data.points, data.points, data))
-        factor = torch.linalg.cholesky(_with_jitter(covariance))
-        solved = torch.cholesky_solve(torch.from_numpy(data.values)[:, :, None], factor)
-        return cls(data, prior, at, factor, solved)
-
-    def believed(self, points: Points) -> tuple[Floats, Floats]:
-        """Posterior means and variances (K, M) at points."""
-        mean, root = self._project(points)
-        variance = (self._variance(points) - root.square().sum(1)).clamp(min=0.0)
-        return self._unscaled(mean.numpy()), variance.numpy() * self.data.scale[:, None] ** 2
-
-    def covariances(self, points: Points, others: Points) -> tuple[Floats, Floats]:
-        """Posterior covariances (K, M, M') of points with others, and variances (K, M') there."""
-        _, root = self._project(points)
-        _, root_there = self._project(others)
-        prior = _covariance(self.logs, self.prior, _gaps(points, others, self.data))
-        covariance = prior - root.mT @ root_there
-        variance = (self._variance(others) - root_there.square().sum(1)).clamp(min=0.0)
-        square = self.data.scale[:, None] ** 2
-        return covariance.numpy() * square[:, :, None], variance.numpy() * square
-
-    def _project(self, points: Points) -> tuple[Tensor, Tensor]:
-        """Posterior means (K, M), standardised, and L⁻¹·Cov(data, points) (K, N, M)."""
-        cross = _covariance(self.logs, self.prior, _gaps(self.data.points, points, self.data))
-        mean = (cross.mT @ self._solved)[:, :, 0]
-        return mean, torch.linalg.solve_triangular(self._factor, cross, upper=False)
-
-    def _variance(self, points: Points) -> Tensor:
-        """(K, M) prior variances."""
-        logs, levels = self.logs, torch.from_numpy(points.levels)
-        amplitude = 1 + logs[:, :3].exp().sum(1)
-        shared = torch.diagonal(_levels(logs, self.prior), dim1=1, dim2=2)[:, levels]
-        biased = torch.tensor(self.prior.biased, dtype=torch.float64)[levels]
-        by_group = amplitude[:, None] * shared + biased
-        return by_group[_groups(len(self.data.scale))] + torch.from_numpy(
-            _error_variance(points, self.data)
-        )
-
-    def _unscaled(self, values: Floats) -> Floats:
-        return values * self.data.scale[:, None] + self.data.centre[:, None]
+@contextmanager
+def _exactly() -> Iterator[None]:
+    """GPyTorch by Cholesky factors only; what it would mend with a warning is a `FitFailed`."""
+    with settings.fast_computations(False, False, False), warnings.catch_warnings():
+        warnings.simplefilter("error", NumericalWarning)
+        try:
+            yield
+        except (NanError, NotPSDError, NumericalWarning) as error:
+            raise FitFailed(f"no Cholesky factor: {error}") from error
 
 
-def _groups(K: int) -> Tensor:
-    """(K,) whose hyperparameters an outcome has."""
-    return torch.tensor([CLICKS] * (K - 1) + [USER])
-
-
-def _levels(logs: Tensor, prior: Prior) -> Tensor:
-    """(2, L, L) covariance between levels."""
-    L = len(prior.biased)
-    biased = torch.tensor(prior.biased, dtype=torch.float64)
-    rho = (logs[:, _SHARED : _SHARED + L] * biased).exp()
-    omega = logs[:, _SHARED + L :].exp() * biased
-    return rho[:, :, None] * rho[:, None, :] + torch.diag_embed(omega)
-
-
-def _covariance(logs: Tensor, prior: Prior, gaps: _Gaps) -> Tensor:
-    """(K, N, M) of standardised outcomes, errors included."""
-    group = _groups(len(gaps.own))
-    amplitude = logs[group, :3].exp()[:, :, None, None]
-    inverse = (-2 * logs[group, 3:_SHARED]).exp()[:, :, None, None] / 2
-    own = (-gaps.own * inverse[:, 0]).exp()
-    rivals = (-gaps.total * inverse[:, 1] - gaps.rivals * inverse[:, 2]).exp()
-    effects = 1 + amplitude[:, 0] * own + amplitude[:, 1] * rivals + amplitude[:, 2] * own * rivals
-    shared = _levels(logs, prior)[group][:, gaps.first][:, :, gaps.second]
-    biased = torch.tensor(prior.biased, dtype=torch.float64)[gaps.first]
-    offset = biased[:, None] * (gaps.first[:, None] == gaps.second)
-    return effects * shared + offset + gaps.error
-
-
-def _gaps(first: Points, second: Points, data: Data) -> _Gaps:
-    n = first.strengths.shape[1]
-    x, y = first.strengths, second.strengths
-    own = np.zeros((n + 1, len(x), len(y)))
-    own[:n] = (x.T[:, :, None] - y.T[:, None, :]) ** 2
-    distance = ((x[:, None] - y[None]) ** 2).sum(axis=2)
-    # of rivals: without one's own; of users: of all
-    left = np.vstack([x.sum(axis=1) - x.T, x.sum(axis=1)])
-    right = np.vstack([y.sum(axis=1) - y.T, y.sum(axis=1)])
-    total = (left[:, :, None] - right[:, None, :]) ** 2 / n
-    arrays = own, total, (distance - own) / n, _error(first, second, data)
-    return _Gaps(
-        *(torch.from_numpy(each) for each in arrays),
-        torch.from_numpy(first.levels),
-        torch.from_numpy(second.levels),
-    )
-
-
-def _error(first: Points, second: Points, data: Data) -> Floats:
-    """(K, N, M) covariance of sampling errors, standardised."""
-    error, at = data.error, np.ix_(np.arange(len(data.scale)), first.levels, second.levels)
-    same = np.equal.outer(first.which, second.which)
-    correlation = error.common[at] + same * error.own[at]
-    left, right = (points.spread / data.scale[:, None] for points in (first, second))
-    shared = np.minimum.outer(first.times, second.times)
-    return left[:, :, None] * right[:, None, :] * correlation * shared
-
-
-def _error_variance(points: Points, data: Data) -> Floats:
-    """(K, M) of sampling errors, standardised."""
-    levels = points.levels
-    share = data.error.common[:, levels, levels] + data.error.own[:, levels, levels]
-    return (points.spread / data.scale[:, None]) ** 2 * share * points.times
-
-
-def _with_jitter(covariance: Tensor) -> Tensor:
-    return covariance + JITTER * torch.eye(covariance.shape[-1], dtype=torch.float64)
-
-
-def _log_density(values: Tensor, covariance: Tensor) -> Tensor:
-    """Of all values (K, N), up to a constant."""
-    factor = torch.linalg.cholesky(covariance)
-    white = torch.linalg.solve_triangular(factor, values[:, :, None], upper=False)
-    return -0.5 * white.square().sum() - torch.diagonal(factor, dim1=1, dim2=2).log().sum()
+def _between(left: Tensor, matrix: Tensor, right: Tensor, diag: bool) -> Tensor:
+    """(K, N, M) products of rows (K, N, L), (K, M, L), by a matrix; or their diagonal (K, N)."""
+    product = left @ matrix
+    return (product * right).sum(-1) if diag else product @ right.mT

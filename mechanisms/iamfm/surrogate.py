@@ -3,10 +3,10 @@
 All samples are points of one process over configurations, levels and numbers of pairs
 (`mechanisms.iamfm.gaussian_process`); the outcomes' weights enter afterwards, so one model serves
 the allocation and all n counterfactual problems. A search begins with a space-filling design, most
-of it at the cheapest level. Then it always takes the evaluation a = (configuration, level, pairs)
-of the highest knowledge gradient per token (Frazier, Powell & Dayanik 2009; with fidelities:
-Poloczek, Wang & Frazier 2017). A pair shows the whole vector of outcomes, so what a moves the
-posterior mean of W(s) − W(h) by is normal, with variance
+of it at a cheap level if there is one. Then it always takes the evaluation
+a = (configuration, level, pairs) of the highest knowledge gradient per token (Frazier, Powell &
+Dayanik 2009; with fidelities: Poloczek, Wang & Frazier 2017). A pair shows the whole vector of
+outcomes, so what a moves the posterior mean of W(s) − W(h) by is normal, with variance
 
     σ_a(s)² = Σ_k w_k²·[Cov(f_k(s), a_k) − Cov(f_k(h), a_k)]² / Var(a_k),
 
@@ -14,6 +14,7 @@ where h has the highest mean. With two configurations, s and h, whose means are 
 expects to gain by a before choosing is `σ·η(δ/σ)`, η(x) = φ(x) − x·(1 − Φ(x)). The gradient with
 all configurations is at least the highest of these over s, and that is what is used: it has a
 closed form, whatever the number of outcomes, and still ranks evaluations whose gain is tiny.
+(BoTorch's knowledge gradients are by Monte Carlo, which would rank those by chance.)
 
 `belief` is the posterior at the unbiased level. Outcomes are independent in it, so its covariance
 is diagonal. `choose` takes the highest posterior mean of all configurations, evaluated or not.
@@ -44,7 +45,11 @@ from mechanisms.iamfm.sampling import Purse, shuffled
 from mechanisms.pool import Floats, Ints
 
 if TYPE_CHECKING:  # torch takes seconds to load, and not everybody needs it
-    from mechanisms.iamfm.gaussian_process import Points, Process
+    from mechanisms.iamfm.gaussian_process import Process
+    from mechanisms.iamfm.process_data import Points
+
+CHEAP = 1 / 3
+"""Share of the unbiased level's tokens up to which another one is worth a design."""
 
 
 @dataclass(frozen=True)
@@ -139,10 +144,15 @@ class ModelBased:
         return int(min(max(self.pairs, np.ceil(units / self.evaluations)), self.most_pairs))
 
     def _first_design(self, purse: Purse, arms: Ints, step: int) -> None:
-        """Spread configurations over the space; a third of them at the unbiased level too."""
+        """Spread configurations over the space; a third of them at the unbiased level too.
+
+        At the unbiased level alone, unless the cheapest is cheap: at most `CHEAP` of its cost.
+        """
         known, levels = purse.known, self._levels(purse.known)
         strengths = known.evaluator.configurations
         cost = [known.evaluator.levels[level].tokens * step for level in levels]
+        if cost[0] > CHEAP * cost[-1]:
+            levels, cost = levels[-1:], cost[-1:]
         each = cost[0] + (cost[-1] / 3 if len(levels) > 1 else 0.0)
         size = min(int(self.design * purse.left / each), 4 * (strengths.shape[1] + 1), len(arms))
         seen = known.counts[levels][:, arms].max(axis=0) >= self.pairs
@@ -200,21 +210,12 @@ class ModelBased:
 
 @dataclass(frozen=True)
 class SingleFidelityGP(ModelBased):
-    """The same model and search at the unbiased level only, `pairs` to each evaluation."""
+    """The same model and search at the unbiased level only."""
 
     name: ClassVar[str] = "single-fidelity-gp"
 
-    design: float = 0.4
-    pairs: int = 4
-
     def _levels(self, known: Evaluations) -> list[int]:
         return [known.full]
-
-    def _step(self, known: Evaluations, tokens: float) -> int:
-        return self.pairs
-
-    def _sizes(self, have: Ints, step: int, room: int) -> Sequence[Ints]:
-        return [np.full_like(have, min(step, max(room, 1)))]
 
 
 @dataclass(eq=False)
@@ -247,7 +248,8 @@ _FITS: WeakKeyDictionary[Evaluations, dict[tuple[int, ...], _Fit]] = WeakKeyDict
 
 def _fitted(known: Evaluations, levels: Sequence[int], refit: float) -> _Fit:
     """The process of all samples at `levels`, of which there is one at least."""
-    from mechanisms.iamfm.gaussian_process import Data, FitFailed, Prior, Process, fit
+    from mechanisms.iamfm.gaussian_process import FitFailed, Prior, Process, fit
+    from mechanisms.iamfm.process_data import Data
 
     kept = _FITS.setdefault(known, {})
     last = kept.get(tuple(levels))
@@ -265,7 +267,7 @@ def _fitted(known: Evaluations, levels: Sequence[int], refit: float) -> _Fit:
     prior = Prior(tuple(each.biased for each in known.evaluator.levels))
 
     total = int(counts.sum())
-    logs = prior.moments[0] if last is None else last.process.logs.numpy()
+    logs = prior.moments[0] if last is None else last.process.logs
     fitted_pairs, warned = (0, False) if last is None else (last.fitted_pairs, last.warned)
     if total >= refit * fitted_pairs:
         fitted_pairs = total
@@ -295,12 +297,12 @@ def _points(
     levels: Ints,
     pairs: Ints | float,
 ) -> Points:
-    from mechanisms.iamfm.gaussian_process import Points
+    from mechanisms.iamfm.process_data import Points
 
     strengths = configurations[which]
     times = np.broadcast_to(1 / np.asarray(pairs, np.float64), which.shape)
-    scaled = strengths / max(int(configurations.max()), 1)
-    return Points(which, scaled, levels, times, error.of(strengths, levels))
+    strongest = int(configurations.max())
+    return Points(which, strengths, strongest, levels, times, error.of(strengths, levels))
 
 
 def _log_gain(

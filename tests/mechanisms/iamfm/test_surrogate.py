@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,7 +34,10 @@ def searched(evaluator, method, tokens, weights=None, seed=0, limit=1e9):
 
 
 def test_mechanisms_do_not_load_torch_for_it():
-    code = "import sys, mechanisms.iamfm.surrogate; assert 'torch' not in sys.modules"
+    code = (
+        "import sys, mechanisms.iamfm.surrogate; "
+        "assert not {'torch', 'gpytorch', 'botorch'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -206,11 +210,50 @@ def test_a_likelihood_that_is_no_number_is_a_failed_fit():
     known.extend(np.arange(10), FULL, 4, "allocation")
     fitted = surrogate._fitted(known, [FULL], 1.5)
     data = fitted.process.data
-    spoilt = gaussian_process.Data(
-        data.points, np.full_like(data.values, np.nan), data.error, data.centre, data.scale
-    )
+    spoilt = replace(data, values=np.full_like(data.values, np.nan))
     with pytest.raises(gaussian_process.FitFailed):
         gaussian_process.fit(spoilt, fitted.process.prior)
+
+
+def test_a_covariance_that_is_none_is_a_failed_fit():
+    """It is not mended by adding to its diagonal."""
+    known = fresh(SyntheticEvaluator(SMALL))
+    known.extend(np.arange(10), FULL, 4, "allocation")
+    process = surrogate._fitted(known, [FULL], 1.5).process
+    data = process.data
+    error = sampling_error.SamplingError(data.error.spread, data.error.common, -9 * data.error.own)
+    spread = np.full_like(data.points.spread, 9.0)
+    points = replace(data.points, spread=spread)
+    spoilt = replace(data, points=points, error=error)
+    with pytest.raises(gaussian_process.FitFailed):
+        gaussian_process.fit(spoilt, process.prior)
+    with pytest.raises(gaussian_process.FitFailed):
+        gaussian_process.Process.given(spoilt, process.prior, process.logs)
+
+
+def documented(process, one, other):
+    """(K, N, M) prior covariance, entry by entry as the module's docstring has it."""
+    data, biased = process.data, process.prior.biased
+    n, L = one.strengths.shape[1], len(biased)
+    found = np.zeros((n + 1, len(one.which), len(other.which)))
+    for k, i, j in np.ndindex(found.shape):
+        a_o, a_r, a_b, l_o, l_t, l_r, *by_level = np.exp(process.logs[int(k == n)])
+        apart = (one.strengths[i] - other.strengths[j]) / one.strongest
+        level, there = one.levels[i], other.levels[j]
+        rivals = apart[np.arange(n) != k]
+        k_o = np.exp(-(apart[k] ** 2) / (2 * l_o**2)) if k < n else 1.0
+        total, distance = rivals.sum() ** 2 / n, (rivals**2).sum() / n
+        k_r = np.exp(-total / (2 * l_t**2) - distance / (2 * l_r**2))
+        rho, omega = by_level[:L], by_level[L:]
+        shared = np.prod([rho[each] if biased[each] else 1.0 for each in (level, there)])
+        itself = level == there and biased[level]
+        c = 1 + a_o * k_o + a_r * k_r + a_b * k_o * k_r
+        same = one.which[i] == other.which[j]
+        share = data.error.common[k, level, there] + same * data.error.own[k, level, there]
+        spread = one.spread[k, i] * other.spread[k, j] / data.scale[k] ** 2
+        error = spread * share * min(one.times[i], other.times[j])
+        found[k, i, j] = c * (shared + itself * omega[level]) + itself + error
+    return found
 
 
 def test_the_posterior_is_that_of_the_textbook():
@@ -223,20 +266,66 @@ def test_the_posterior_is_that_of_the_textbook():
     which = np.array([1, 5, 9, 9])
     points = fitted.points(which, np.array([0, 1, 1, 1]), np.array([2.0, 4.0, 16.0, np.inf]))
 
-    def prior(a, b):
-        gaps = gaussian_process._gaps(a, b, data)
-        return gaussian_process._covariance(process.logs, process.prior, gaps).numpy()
-
-    K = prior(data.points, data.points) + gaussian_process.JITTER * np.eye(len(data.points.which))
-    cross, scale = prior(data.points, points), data.scale[:, None]
+    K = documented(process, data.points, data.points)
+    K += gaussian_process.JITTER * np.eye(len(data.points.which))
+    cross, scale = documented(process, data.points, points), data.scale[:, None]
     weights = np.linalg.solve(K, cross)
-    covariance = (prior(points, points) - cross.swapaxes(1, 2) @ weights) * scale[:, None] ** 2
-    mean = np.einsum("knm,kn->km", weights, data.values) * scale + data.centre[:, None]
+    covariance = documented(process, points, points) - cross.swapaxes(1, 2) @ weights
+    covariance *= scale[:, None] ** 2
+    own = np.vstack([points.strengths.T, np.zeros(4, int)])
+    expected = data.expected[np.arange(4)[:, None], points.levels, own]
+    mean = np.einsum("knm,kn->km", weights, data.values) * scale + expected
     found = process.believed(points)
-    assert np.allclose(found[0], mean, atol=1e-9)
-    assert np.allclose(found[1], np.diagonal(covariance, axis1=1, axis2=2), atol=1e-10)
+    assert np.allclose(found[0], mean, rtol=0, atol=1e-9)
+    assert np.allclose(found[1], np.diagonal(covariance, axis1=1, axis2=2), rtol=0, atol=1e-9)
     both = process.covariances(points, points)
-    assert np.allclose(both[0], covariance, atol=1e-10) and np.allclose(both[1], found[1])
+    assert np.allclose(both[0], covariance, rtol=0, atol=1e-9) and np.allclose(both[1], found[1])
+    library = process(points.tensor(2))  # GPyTorch's own, of all points jointly
+    theirs = library.mean.detach().numpy() * scale + expected
+    assert np.allclose(theirs, mean, rtol=0, atol=1e-9)
+    theirs = library.covariance_matrix.detach().numpy() * scale[:, None] ** 2
+    assert np.allclose(theirs, covariance, rtol=0, atol=1e-9)
+
+
+def test_an_ad_is_expected_to_be_like_others_of_its_strength():
+    """Means over all pairs of a level in which an ad has the strength, counted here one by one."""
+    known = fresh(SyntheticEvaluator(SMALL, 1))
+    known.extend(np.arange(0, 27, 3), SHORT, 4, "allocation")
+    known.extend(np.arange(9), FULL, 8, "allocation")  # the first ad at strength 0 only
+    expected = surrogate._fitted(known, [SHORT, FULL], 1.5).process.data.expected
+    for level, which, pairs in ((SHORT, np.arange(0, 27, 3), 4), (FULL, np.arange(9), 8)):
+        outcomes = known.outcomes(level, which, pairs)
+        strengths = known.evaluator.configurations[which]
+        for g in range(3):
+            seen = outcomes[:, :, :3].transpose(0, 2, 1)[strengths == g]
+            assert expected[:3, level, g] == pytest.approx(np.full(3, seen.mean()))
+        assert expected[3, level] == pytest.approx(np.full(3, outcomes[:, :, 3].mean()))
+
+
+def test_rare_clicks_are_not_drowned_by_what_every_pair_shows():
+    """Ads pay, but few pairs show one; users mind each a little, and every pair tells."""
+    n = 12
+    strengths = np.unique(np.random.default_rng(0).integers(0, 3, (60, n)), axis=0)
+    truth = np.column_stack([0.01 * strengths, 0.8 - 0.01 * strengths.sum(axis=1)])
+    weights = weights_of(np.full(n, 4.0), 1.0)
+
+    class Rare:
+        configurations, levels = strengths, SyntheticEvaluator(SMALL).levels
+
+        def __init__(self, seed):
+            self.seed = seed
+
+        def sample(self, which, level, start, stop):
+            dice = np.random.default_rng(self.seed).random((len(strengths), 500, n))
+            shown = dice[which, start:stop] < 0.02 * strengths[which][:, None]
+            users = np.broadcast_to(truth[which, None, n:], (*shown.shape[:2], 1))
+            return np.concatenate([0.5 * shown, users], axis=2), np.ones(shown.shape[:2])
+
+    for seed in range(3):
+        known = fresh(Rare(seed))
+        known.extend(np.arange(16), FULL, 4, "allocation")
+        welfare, _ = SingleFidelityGP().belief(known).welfare(weights)
+        assert np.corrcoef(welfare, truth @ weights)[0, 1] > 0  # with one mean for all: -1
 
 
 def test_expected_excess_in_logarithms():
