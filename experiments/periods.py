@@ -28,7 +28,7 @@ MEASURES = {
     "strength": ("Sponsorship strength", "mean over advertisers"),
     "sponsored": ("Advertisers sponsored", "strength above 0"),
     "welfare": ("Welfare as reported", "money per request, of the configuration, by the pool"),
-    "lost": ("Welfare lost by the search", "to the best configuration, money per request"),
+    "lost": ("Welfare lost by the search", "to the best of the design, money per request"),
 }
 CAPTION = (
     "Periods. Left: tokens spent on evaluations in each period, by purpose, mean over "

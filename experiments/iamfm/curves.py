@@ -4,8 +4,11 @@ A sample is a table (seeds k, points X): a curve for each seed. Two methods meet
 and random numbers under a seed, so all comparisons are of pairs, and intervals are over seeds.
 
 At an error e, the *token ratio* of two methods is t_ours(e) / t_theirs(e), t(e) being the fewest
-tokens at which a mean error curve, linear between its points, is at or below e. Error curves are
-convex as a rule; straight lines between their points then lie above them, which makes t_ours
+tokens at which a mean error curve is at or below e. More tokens do not make payments worse, but a
+measured curve goes up and down with its noise, and its first dip below e would be the luckiest of
+several. So both curves are first made monotone, by isotonic regression of the means, in every
+resample anew: points against the order are replaced by their average. Between points a curve is
+linear. Error curves are convex as a rule; straight lines then lie above them, which makes t_ours
 larger than it is, and t_theirs is taken at a point. So the ratio errs against us.
 """
 
@@ -88,12 +91,27 @@ def crossing(x: Floats, difference: Floats, seed: int = 0) -> Crossing:
     return Crossing(tuple(crossings(x, difference.mean(axis=0))), len(last) / len(found), low, high)
 
 
+def falling(errors: Floats) -> Floats:
+    """Isotonic regression: the curves (..., X) nearest to `errors` that never rise along X.
+
+    By the min-max formula, min over a <= x of max over b >= x of the mean of errors a..b.
+    """
+    X = errors.shape[-1]
+    sums = np.concatenate([np.zeros((*errors.shape[:-1], 1)), errors.cumsum(axis=-1)], axis=-1)
+    curve = np.full(errors.shape, np.inf)
+    for a in range(X):
+        means = (sums[..., a + 1 :] - sums[..., a : a + 1]) / np.arange(1, X - a + 1)
+        highest = np.maximum.accumulate(means[..., ::-1], axis=-1)[..., ::-1]
+        curve[..., a:] = np.minimum(curve[..., a:], highest)
+    return curve
+
+
 def tokens_to_reach(tokens: Floats, errors: Floats, level: Floats) -> Floats:
     """(...) fewest tokens at which a curve is at or below `level`; infinite where it never is.
 
     Args:
         tokens: (..., X), in increasing order.
-        errors: (..., X) of the curve, linear between points.
+        errors: (..., X) of the curve, which never rises; linear between points.
         level: (...).
     """
     reached = errors <= level[..., None]
@@ -128,8 +146,8 @@ def token_ratios(ours: ErrorCurve, theirs: ErrorCurve, seed: int = 0) -> list[Es
     """
 
     def ratios(one: ErrorCurve, other: ErrorCurve) -> Floats:
-        points = range(other.tokens.shape[1])
-        reached = [tokens_to_reach(one.tokens, one.errors, other.errors[:, x]) for x in points]
+        mine, levels = falling(one.errors), falling(other.errors)
+        reached = [tokens_to_reach(one.tokens, mine, level) for level in levels.T]
         return np.stack(reached, axis=1) / other.tokens
 
     k = len(ours.errors)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -21,13 +22,15 @@ from mechanisms.iamfm.method import Method
 from mechanisms.iamfm.surrogate import ModelBased, SingleFidelityGP
 
 ELIMINATION, MODEL, SINGLE = "elimination", "model-based", "single fidelity"
+ABLATION = "ablation"
 ALLOCATION = "allocation"
 
 
 class Contender(NamedTuple):
     """A method under comparison, with its defaults.
 
-    All kinds but `SINGLE` evaluate at several fidelities: they are instantiations of IAMFM.
+    Instantiations of IAMFM evaluate at several fidelities. An `ABLATION` is one of them without
+    the biased level, which tells what that level is worth.
     """
 
     kind: str
@@ -41,11 +44,16 @@ CONTENDERS = {
     "random search": Contender(SINGLE, RandomSearch),
     "uniform allocation": Contender(SINGLE, UniformAllocation),
     "single-fidelity GP": Contender(SINGLE, SingleFidelityGP),
+    "halving, full only": Contender(ABLATION, partial(SuccessiveHalving, biased_share=0.0)),
 }
 BASELINES = tuple(name for name, each in CONTENDERS.items() if each.kind == SINGLE)
 SLOW = ("model-based", "single-fidelity GP")
 """They fit models, and go first, so that no core waits for one of them at the end."""
-INSTANTIATIONS = tuple(name for name, each in CONTENDERS.items() if each.kind != SINGLE)
+INSTANTIATIONS = tuple(
+    name for name, each in CONTENDERS.items() if each.kind in (ELIMINATION, MODEL)
+)
+ONE_LEVEL = {"successive halving": "halving, full only", "model-based": "single-fidelity GP"}
+"""The same method without the biased level."""
 
 
 def jobs(budgets: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> list[Job]:

@@ -20,8 +20,9 @@ from mechanisms.pool import Floats, ReplyPool
 from mechanisms.recording import Design, Request, Users
 
 RECORDED = "recorded, exact"
-LIVE = 14
-"""Requests, and an ad of each, that the LLM writes to for every strength and way."""
+LIVE = 28
+"""Requests, and an ad of each, that the LLM writes to for every strength and way: all those of the
+scenario, so that none counts twice."""
 
 
 def exposure(

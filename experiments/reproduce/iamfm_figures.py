@@ -10,17 +10,24 @@ import polars as pl
 
 from experiments.bootstrap import Estimate, mean_of
 from experiments.iamfm.curves import crossings
-from experiments.iamfm.market import MECHANISMS, TOTALS, bids_by_advertiser, by_replication
 from experiments.iamfm.searches import CONTENDERS, ELIMINATION, INSTANTIATIONS, MODEL
-from experiments.plots import COLOURS, DASHES, FAINT, WIDTH, bid_trajectories, style
-from experiments.reproduce.iamfm import FEW, Study
+from experiments.iamfm.shading import EXACT
+from experiments.plots import COLOURS, DASHES, FAINT, WIDTH, style
+from experiments.reproduce.iamfm import SYNTHETIC, Study
 from experiments.reproduce.iamfm_conclusions import (
-    HALF,
-    YARDSTICKS,
     against_best,
-    curve,
-    ratios,
     samples,
+)
+from experiments.reproduce.iamfm_incentives import small_gains
+from experiments.reproduce.iamfm_market_figures import CAPTIONS as OF_MARKETS
+from experiments.reproduce.iamfm_market_figures import bids, market
+from experiments.reproduce.iamfm_payments import (
+    HALF,
+    WAYS,
+    YARDSTICKS,
+    curve,
+    problems,
+    savings,
 )
 
 if TYPE_CHECKING:
@@ -36,12 +43,17 @@ LOOKS = {
     "random search": ("#999999", "v"),
     "uniform allocation": ("#e69f00", "^"),
     "single-fidelity GP": ("#d55e00", "X"),
+    "halving, full only": ("#88ccaa", "P"),
     "aco": ("#009e73", "o"),
     "naive": ("#d55e00", "s"),
+    "naive-common": ("#e69f00", "D"),
     "none": ("#555555", ""),
 }
-WAYS = {"aco": "ACO", "naive": "running again, n searches", "none": "no extra tokens"}
 RIVALS = ("#0072b2", "#d55e00", "#009e73")
+MOST_RATIO = 1.25
+"""Of tokens: what is drawn. Above 1 it hardly goes on: ACO is not given more."""
+SHADING = (-0.75, 0.75)
+"""Gains that are drawn, over the utility of the truthful."""
 CAPTIONS = {
     "welfare": (
         "(a) Welfare of the configuration that a search would play, at its true outcomes, against "
@@ -55,32 +67,31 @@ CAPTIONS = {
         "Dotted: where the mean difference changes sign."
     ),
     "payments": (
-        "(c) Left, middle: mean error of a payment against tokens spent beyond those of the "
-        "allocation; compared with exact VCG, and with the true externality of the configuration "
-        "that is played. Right: tokens that ACO needs for the error of running n searches again, "
-        "each with as many tokens as the allocation had, as a share of theirs (dashed: a half; "
-        "percentile bootstrap over problems)."
+        "(c) Mean error of a payment, in money per request, against tokens spent beyond those of "
+        "the allocation: compared with exact VCG, which what the allocation missed sets off from "
+        "any payment, and with the externality of the configuration that is played, its range "
+        "where it does or does not include what was missed. Bottom right: tokens that ACO needs "
+        "for the error of running n searches again, each with as many tokens as the allocation had "
+        "and by the better of the two ways, as a share of theirs. Hollow: running again is not "
+        "clearly better than no extra tokens, and there is nothing to save. Arrow: the interval "
+        "goes on. Dashed: a half. Percentile bootstrap over problems."
     ),
     "incentives": (
-        "(d, e) Left: gain from a misreport against the measured optimisation error of the two "
-        "runs; a dot is a random problem, the line the bound 2 epsilon. Larger losses are not "
-        "drawn. Right: gains as a share of the bound (below -1.5: at -1.5); problems without error "
-        "left out."
+        "(d) Left: gain from a misreport against the measured optimisation error of the two runs, "
+        "both as shares of the largest value at stake in the problem; a dot is a random problem, "
+        "the line the bound 2 epsilon. Right: gains as a share of the "
+        "bound (below -1.5: at -1.5); problems without error left out."
+    ),
+    "shading": (
+        "(d) Mean gain from bidding a little off the value, the others being truthful, as a share "
+        "of the mean utility of the truthful, against bid over value; larger losses are not drawn. "
+        "Under exact VCG no gain is above 0. Bars of a method hold together (Bonferroni)."
     ),
     "steering": (
         "(g) Share of replies that show an ad of the request, against its strength, its rivals all "
         "at one strength; bars are over requests."
     ),
-    "market": (
-        "(h) Revenue, welfare and user satisfaction over the last quarter of rounds (intervals "
-        "over replications), and bids relative to the truthful one (over advertisers; 1 is "
-        "truthful), on the same requests."
-    ),
-    "bids": (
-        "(h) Bids relative to the truthful one, averaged over logarithmically spaced windows of "
-        "rounds. Bands: 95 % t-interval of the mean over advertisers."
-    ),
-}
+} | OF_MARKETS
 
 
 def draw(study: Study) -> dict[str, Figure]:
@@ -90,9 +101,10 @@ def draw(study: Study) -> dict[str, Figure]:
         "trade_off": trade_off(study),
         "payments": payments(study),
         "incentives": incentives(study.misreports),
+        "shading": shading(study.small_misreports),
         "steering": steering(study.exposure),
         "market": market(study),
-        "bids": bid_trajectories(study.market.advertisers),
+        "bids": bids(study),
     }
 
 
@@ -143,61 +155,115 @@ def trade_off(study: Study) -> Figure:
 
 
 def payments(study: Study) -> Figure:
-    """Errors against tokens at n = `FEW` by both yardsticks, and the token ratio against n."""
-    figure, axes = _figure(1, 3, 3.6)
-    (*lefts, right) = axes[0]
+    """Errors against tokens at one n of each world, and the token ratio against n."""
+    first, *others = problems(study)
+    cases = [(*first, error) for error in YARDSTICKS]
+    cases += [(*each, "range_error") for each in others]
+    rows = len(cases) // 2 + 1
+    figure, axes = _figure(rows, 2, 3.3 * rows)
+    *panels, right = axes.ravel()
     with style():
-        for ax, (error, against) in zip(lefts, YARDSTICKS.items(), strict=True):
-            for way, label in WAYS.items():
-                found = curve(study.payments, FEW, way, error=error)
-                estimates = [mean_of(column) for column in found.errors.T]
-                if way == "none":
-                    (mean, low, high), (colour, _) = estimates[0], LOOKS[way]
-                    ax.axhline(mean, color=colour, linestyle=DASHES, label=label)
-                    ax.axhspan(low, high, color=colour, alpha=0.12, linewidth=0)
-                else:
-                    _line(ax, found.tokens.mean(axis=0), estimates, way, label=label)
-            ax.set(title=f"n = {FEW}, against\n{against}", xlabel="extra tokens")
-            ax.set_ylim(bottom=0)
-            _tokens(ax, curve(study.payments, FEW, "naive").tokens.mean(axis=0).round(-2))
-        lefts[0].set_ylabel("mean error of a payment,\nmoney per request")
-        numbers = sorted(study.sizes.advertisers)
-        for k, error in enumerate(YARDSTICKS):
-            found = [ratios(study, n, error)[-1] for n in numbers]
-            look = ("#009e73", "o") if error == "error" else ("#332288", "D")
-            label = f"right: against {YARDSTICKS[error]}"
-            _bars(right, np.array(numbers) + 0.2 * (k - 0.5), found, "", look=look, label=label)
-        right.axhline(HALF, color=FAINT, linestyle=DASHES, linewidth=1)
-        right.set(title="Tokens of ACO / of running\nagain, at its last error")
-        right.set(xlabel="advertisers n", xticks=numbers)
-        right.set_ylim(0, max(1.2 * HALF, right.get_ylim()[1]))
-        right.annotate("a half", (numbers[-1], HALF), (0, 3), textcoords="offset points")
-        _legend(figure, lefts[0], right, columns=3)
+        for ax in panels[len(cases) :]:
+            ax.set_axis_off()
+        for ax, (world, n, error) in zip(panels, cases, strict=False):
+            _payment_errors(ax, study, world, n, error)
+        _token_ratios(right, study)
+        _legend(figure, panels[0], right, columns=4)
     return figure
+
+
+def _payment_errors(ax: Axes, study: Study, world: str, n: int, error: str) -> None:
+    """Error of each way against extra tokens; points at a budget are shifted sideways."""
+    for k, (way, label) in enumerate(WAYS.items()):
+        found = curve(study, world, n, way, error=error)
+        estimates = [mean_of(column) for column in found.errors.T]
+        if way == "none":
+            (mean, low, high), (colour, _) = estimates[0], LOOKS[way]
+            ax.axhline(mean, color=colour, linestyle=DASHES, label=label)
+            ax.axhspan(low, high, color=colour, alpha=0.1, linewidth=0)
+        else:
+            at = found.tokens.mean(axis=0) * 1.06 ** (k - 1)
+            _bars(ax, at, estimates, way, label=label, joined=True)
+    tokens = curve(study, world, n, "aco").tokens.mean(axis=0)
+    ax.set(xscale="log", xlabel="extra tokens", ylabel="mean error of a payment")
+    ax.set_xticks(tokens, [f"{each / 1e3:.0f}k" for each in tokens])
+    ax.minorticks_off()
+    ax.set_ylim(bottom=0)
+    ax.set_title(f"{_title(world)}, n = {n},\nagainst {YARDSTICKS[error]}")
+
+
+def _token_ratios(ax: Axes, study: Study) -> None:
+    """Tokens of ACO at the last error of running again, against n."""
+    numbers = sorted(study.sizes.advertisers)
+    looks = zip(YARDSTICKS, ((-0.12, "#0072b2", "o"), (0.12, "#332288", "D")), strict=True)
+    for error, (shift, colour, marker) in looks:
+        found = [savings(study, SYNTHETIC, n, error)[-1] for n in numbers]
+        ax.plot([], [], marker, color=colour, label=f"against {YARDSTICKS[error]}")
+        for n, each in zip(numbers, found, strict=True):
+            mean, low, high = np.minimum(each.ratio, MOST_RATIO)
+            fill = colour if each.tells else "white"
+            ax.plot([n + shift] * 2, [low, high], color=colour, linewidth=1.2)
+            ax.plot(n + shift, mean, marker, color=colour, markerfacecolor=fill, markersize=5)
+            if each.ratio.high > MOST_RATIO:
+                ax.plot(n + shift, MOST_RATIO, "^", color=colour, markersize=4, clip_on=False)
+    ax.axhline(HALF, color=FAINT, linestyle=DASHES, linewidth=1)
+    ax.set(xlabel="advertisers n", xticks=numbers, ylabel="ACO's tokens / theirs")
+    ax.set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)
+    ax.set_ylim(0, MOST_RATIO)
+    ax.set_title("Tokens that ACO needs for the\nerror of n searches run again")
 
 
 def incentives(frame: pl.DataFrame) -> Figure:
     """Gains against the bound."""
-    import seaborn as sns
-
     figure, axes = _figure(1, 2, 3.8, width_ratios=(1.4, 1))
     left, right = axes[0]
-    error, gain = frame["epsilon"].to_numpy(), frame["gain"].to_numpy()
+    error, gain = ((frame[name] / frame["scale"]).to_numpy() for name in ("epsilon", "gain"))
     most = float(error.max())
     with style():
-        sns.scatterplot(x=error, y=gain, ax=left, s=12, alpha=0.5, color="#0072b2", linewidth=0)
-        left.plot([0, most], [0, 2 * most], color="#a33b00", label="2 epsilon")
+        groups = frame.group_by("world", "kind").len().sort("len", descending=True)
+        for k, (world, kind, count) in enumerate(groups.rows()):
+            ours = ((frame["world"] == world) & (frame["kind"] == kind)).to_numpy()
+            left.scatter(
+                error[ours], gain[ours], s=12, alpha=0.5, color=RIVALS[k % len(RIVALS)],
+                linewidth=0, label=f"{kind}, {world}: {count:,}",
+            )  # fmt: skip
+        left.plot([0, most], [0, 2 * most], color="#555555", label="2 epsilon")
         left.axhline(0, color=FAINT, linewidth=1)
-        left.set(xlabel="measured optimisation error epsilon, money per request")
-        left.set(ylabel="gain, money per request", title=f"{frame.height:,} random misreports")
-        left.set(xlim=(-0.02 * most, 1.02 * most), ylim=(-2.1 * most, 2.1 * most))
-        left.legend(loc="lower left")
+        left.set(xlabel="measured optimisation error epsilon / value at stake")
+        left.set(ylabel="gain / value at stake", title=f"{frame.height:,} random misreports")
+        reach = 1.1 * max(float(np.abs(gain).max()), 1e-9)
+        left.set(xlim=(-0.02 * most, 1.02 * most), ylim=(-reach, reach))
         used = gain[error > 0] / (2 * error[error > 0])
         right.hist(used.clip(-1.5, 1.5), bins=np.linspace(-1.5, 1.5, 61), color="#0072b2")
         right.axvline(1, color="#a33b00")
         right.set(xlabel="gain / 2 epsilon", ylabel="problems (logarithmic)", yscale="log")
         right.set(title="Use of the bound", xlim=(-1.55, 1.55))
         _plain(right.yaxis)
+        _legend(figure, left)
+    return figure
+
+
+def shading(frame: pl.DataFrame) -> Figure:
+    """Mean gains of small misreports, a panel for each world."""
+    worlds = frame["world"].unique().sort(descending=True).to_list()
+    figure, axes = _figure(1, len(worlds), 3.4, sharey=True)
+    factors = frame["factor"].unique().sort().to_numpy()
+    methods = frame["method"].unique(maintain_order=True).to_list()
+    with style():
+        for ax, world in zip(axes[0], worlds, strict=True):
+            for k, method in enumerate(methods):
+                ours = frame.filter((pl.col("world") == world) & (pl.col("method") == method))
+                if not ours.height:
+                    continue
+                some, gains, _ = small_gains(ours)
+                at = np.searchsorted(factors, some) + 0.2 * (k - (len(methods) - 1) / 2)
+                look = ("#555555", "_") if method == EXACT else LOOKS[method]
+                _bars(ax, at, gains, method, look=look)
+            ax.axhline(0, color=FAINT, linewidth=1)
+            ax.set(title=_title(world), xlabel="bid / value")
+            ax.set_xticks(range(len(factors)), [f"{factor:g}" for factor in factors])
+        axes[0][0].set(ylabel="mean gain / utility of the truthful", ylim=SHADING)
+        _legend(figure, axes[0][0])
     return figure
 
 
@@ -225,38 +291,6 @@ def steering(frame: pl.DataFrame) -> Figure:
         axes[0][0].set_ylim(bottom=0)
         _legend(figure, axes[0][0])
     return figure
-
-
-def market(study: Study) -> Figure:
-    """Totals and bids by mechanism."""
-    totals, bids = by_replication(study.market), bids_by_advertiser(study.market)
-    kinds = [("utility", "UM bids", "bid / value"), ("value", "VM bids", "bid × target / value")]
-    figure, axes = _figure(1, len(TOTALS) + len(kinds), 2.9, sharey=True)
-    units = ("money per request", "money per request", "per reply, 0 to 1")
-    with style():
-        panels = [
-            (each.replace("_", " ").capitalize(), unit, totals, each)
-            for each, unit in zip(TOTALS, units, strict=True)
-        ]
-        for ax, (title, unit, frame, column) in zip(axes[0], panels, strict=False):
-            _mechanisms(ax, frame, column)
-            ax.set(title=title, xlabel=unit)
-        for ax, (kind, title, label) in zip(axes[0][len(TOTALS) :], kinds, strict=True):
-            _mechanisms(ax, bids.filter(pl.col("objective") == kind), "bid")
-            ax.axvline(1, color=FAINT, linestyle=DASHES, linewidth=1)
-            ax.set(title=title, xlabel=label)
-        axes[0][0].set_yticks(range(len(MECHANISMS)), MECHANISMS)
-        axes[0][0].set_ylim(len(MECHANISMS) - 0.5, -0.5)
-    return figure
-
-
-def _mechanisms(ax: Axes, frame: pl.DataFrame, column: str) -> None:
-    for at, name in enumerate(MECHANISMS):
-        ours = frame.filter(pl.col("mechanism") == name)[column].to_numpy()
-        if len(ours):
-            mean, low, high = mean_of(ours)
-            reach = np.nan_to_num([[mean - low], [high - mean]], posinf=0.0)
-            ax.errorbar(mean, at, xerr=reach, fmt="o", color=COLOURS[name], capsize=2.5)
 
 
 def _title(world: str) -> str:

@@ -10,13 +10,14 @@ from typing import Any
 import polars as pl
 
 from experiments.bootstrap import mean_of
-from experiments.iamfm.market import bids_by_advertiser, by_replication
+from experiments.iamfm.market import bids_by_advertiser, by_replication, steps_of
+from experiments.iamfm.ranges import PLAYED, SEEDS
 from experiments.iamfm.searches import CONTENDERS
 from experiments.page import Column, Subject, Table, check_folder, write_page
 from experiments.provenance import where
 from experiments.report import replies_label
 from experiments.reproduce import iamfm_figures as figures
-from experiments.reproduce.iamfm import Study, study
+from experiments.reproduce.iamfm import FEW, Study, study
 from experiments.reproduce.iamfm_conclusions import NOTE, conclusions, samples
 from experiments.reproduce.page import verdicts
 from market.scenario import Scenario
@@ -51,7 +52,7 @@ def write(done: Study, folder: Path) -> Path:
         },
         tables=tables(done),
         manifest=manifest(done),
-        shown=[welfare_table(done)],
+        shown=[welfare_table(done), ranges_table(done)],
     )
 
 
@@ -61,10 +62,13 @@ def tables(done: Study) -> dict[str, pl.DataFrame]:
         "welfare": done.welfare,
         "payments": done.payments,
         "misreports": done.misreports,
+        "small_misreports": done.small_misreports,
         "unlimited": done.exact,
         "exposure": done.exposure,
         "market": by_replication(done.market),
         "market_bids": bids_by_advertiser(done.market),
+        "other_bids": done.other_bids,
+        "ranges": done.ranges,
     }
 
 
@@ -98,6 +102,27 @@ def welfare_table(done: Study) -> Table:
     )
 
 
+def ranges_table(done: Study) -> Table:
+    """Welfare by restriction of the range of configurations, a column for each odds."""
+    odds = {
+        factor: ", ".join(f"{each:g}" for each in found)
+        for factor, found in done.ranges["factor", "odds"].rows()
+    }
+    rows = done.ranges.with_columns(pl.col("factor").replace_strict(odds, return_dtype=pl.String))
+    return Table(
+        "What the range of configurations costs: welfare at true values, money per request",
+        rows.pivot("factor", index="range", values="welfare"),
+        [
+            Column("range", "configuration"),
+            *(Column(words, f"strengths of odds {words}") for words in odds.values()),
+        ],
+        "By the odds of mentioning an ad of strength 1, 2, ... against mentioning nothing. "
+        f"“{PLAYED.capitalize()}”: by the scenario's mechanism and tokens, mean over {SEEDS} "
+        "searches. “Of all strengths”: by coordinate ascent from every configuration of the "
+        "design. “Auction”: mosaic under truthful bids.",
+    )
+
+
 def facts(done: Study) -> list[tuple[str, str]]:
     """What was done, in words."""
     sizes, pool = done.sizes, done.pool
@@ -124,12 +149,16 @@ def facts(done: Study) -> list[tuple[str, str]]:
         (
             "Payments",
             f"successive halving with {sizes.allocation:,.0f} tokens, then each way on the same "
-            f"data; {sizes.payment_seeds} problems for each n",
+            "data; problems for each n, at n = {}, and on recorded replies: {}, {}, {}".format(
+                FEW, *sizes.payment_seeds
+            ),
         ),
         (
             "Market",
-            f"{done.market.rounds['round'].max() + 1} rounds x "
-            f"{done.market.rounds['replication'].n_unique()} replications",
+            "; ".join(
+                f"{key}: {steps:,} learning steps x {replications} replications"
+                for key, (steps, replications) in steps_of(done.market).items()
+            ),
         ),
         ("Seeds", f"environment {done.scenario.environment_seed}, analysis {done.seed}"),
         (

@@ -1,11 +1,11 @@
 """VCG payments on a token budget: Active Counterfactual Optimization, and what it is compared to.
 
 Clarke's pivot `p_i = W_{−i}(s*_{−i}) − W_{−i}(s*)` wants, beside the best configuration s*, the
-best one without advertiser i, for every i: n further searches (`naive`). But evaluations hold no
-bids, so the samples that found s* speak of all n counterfactual problems as well. **Active
-Counterfactual Optimization** (ACO; named in the abstract of arXiv 2604.06263, whose full text was
-not at hand: what follows is derived from it and from LUCB, Kalyanakrishnan et al. 2012) goes on
-from these samples.
+best one without advertiser i, for every i: n further searches (`naive`, and on the allocation's
+own pairs `naive-common`). But evaluations hold no bids, so the samples that found s* speak of all n
+counterfactual problems as well. **Active Counterfactual Optimization** (ACO; named in the abstract
+of arXiv 2604.06263, whose full text was not at hand: what follows is derived from it and from LUCB,
+Kalyanakrishnan et al. 2012) goes on from these samples.
 
 In problem i the incumbent c_i is the best candidate for W_{−i} so far. A configuration s
 *qualifies* where the upper confidence bound of D = W_{−i}(s) − W_{−i}(c_i) is above 0. With D
@@ -47,7 +47,7 @@ from mechanisms.iamfm.method import Method
 from mechanisms.iamfm.sampling import LEAST_PAIRS
 from mechanisms.pool import Bools, Floats, Ints
 
-HOW = ("aco", "naive", "none")
+HOW = ("aco", "naive", "naive-common", "none")
 PURPOSE = "payments"
 CONFIDENCE = 2.0  # z: standard errors from a mean to its confidence bound
 WELL_KNOWN = 1.5  # with equal noise: at least 1/1.5² of the pairs
@@ -75,9 +75,11 @@ def settle(
         bids: (n,) per click.
         user_weight: μ, money per unit of user satisfaction.
         tokens: allowance for payments, out of the budget of `known`.
-        rng: for `naive`, which draws fresh pairs.
+        rng: for the naive ways.
         how: "aco"; "naive", n separate searches that start from nothing and share the allowance
-            equally, each on pairs of its own; "none", what is known already.
+            equally, each on pairs of its own; "naive-common", the same on the pairs of the
+            allocation, so that query noise cancels in W_{−i}(s*_{−i}) − W_{−i}(s*); "none", what
+            is known already.
 
     Raises:
         BadInput: unfit bids, tokens or `how`; nothing is known of any configuration, or an
@@ -90,7 +92,8 @@ def settle(
     problem = _Problem.of(known, method, bids, user_weight)
     if how == "aco":
         _sample_actively(problem, tokens)
-    elsewhere = _search_anew(problem, tokens, rng) if how == "naive" else None
+    anew = how in ("naive", "naive-common")
+    elsewhere = _search_anew(problem, tokens, rng, how == "naive-common") if anew else None
     return problem.priced(method.belief(known), elsewhere)
 
 
@@ -304,14 +307,20 @@ def _guessed(belief: Belief) -> Belief:
     return Belief(mean, covariance)
 
 
-def _search_anew(problem: _Problem, tokens: float, rng: np.random.Generator) -> tuple[Ints, Floats]:
-    """(n,) s*_{−i} and (n,) W_{−i}(s*_{−i}) as found by a search of its own for every i."""
-    method, n = problem.method, len(problem.bids)
+def _search_anew(
+    problem: _Problem, tokens: float, rng: np.random.Generator, common: bool
+) -> tuple[Ints, Floats]:
+    """(n,) s*_{−i} and (n,) W_{−i}(s*_{−i}) as found by a search of its own for every i.
+
+    On `common` pairs the second is what is believed of s*, and a difference that the search saw.
+    """
+    known, method, n = problem.known, problem.method, len(problem.bids)
+    played = problem.priced(method.belief(known)) if common else None
     found, worth = np.zeros(n, dtype=np.int64), np.zeros(n)
     for i in range(n):
         weights = problem.without(i)
-        evaluator = problem.known.evaluator.reseeded(int(rng.integers(2**32)))
-        fresh = Evaluations(evaluator, problem.known.budget)
+        evaluator = known.evaluator if common else known.evaluator.reseeded(_seed(rng))
+        fresh = Evaluations(evaluator, known.budget)
         method.search(fresh, weights, tokens / n, PURPOSE, rng)
         found[i] = method.choose(fresh, weights)
         worth[i] = _as_rates(method.belief(fresh).mean[found[i]]) @ weights
@@ -319,4 +328,31 @@ def _search_anew(problem: _Problem, tokens: float, rng: np.random.Generator) -> 
             raise BadInput(
                 f"{tokens:.0f} tokens for {n} naive payments buy no evaluation; give more of them"
             )
+        if played is not None:
+            gap = _gap_across(fresh, int(found[i]), problem, played.chosen, weights)
+            worth[i] = worth[i] if gap is None else played.outcomes[played.chosen] @ weights + gap
     return found, worth
+
+
+def _seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**32))
+
+
+def _gap_across(
+    fresh: Evaluations, found: int, problem: _Problem, chosen: int, weights: Floats
+) -> float | None:
+    """Weighted X(found) − X(chosen) on the pairs that a fresh search and the allocation's share.
+
+    None where these are few, or tell less than what either believes of the one it chose.
+    """
+    known, level = problem.known, problem.known.full
+    pairs = int(min(fresh.counts[level, found], known.counts[level, chosen]))
+    if pairs < FEWEST_PAIRS:
+        return None
+    theirs = known.outcomes(level, np.array([chosen]), pairs)[0]
+    apart = (fresh.outcomes(level, np.array([found]), pairs)[0] - theirs) @ weights
+    _, error = problem.method.belief(fresh).welfare(weights)
+    _, other = problem.method.belief(known).welfare(weights)
+    if apart.std(ddof=1) / np.sqrt(pairs) > np.hypot(error[found], other[chosen]):
+        return None
+    return float(apart.mean())

@@ -43,7 +43,8 @@ class Settlement:
         counterfactual: (n,) s*_{−i}, the one that would be best without advertiser i.
         outcomes: (S, n + 1) that all of it was computed from; NaN where nothing is known.
         candidates: (k,) what may be played at other bids; s* is the best of them at these.
-        others_best: (n,) W_{−i}(s*_{−i}); advertiser i's bid is no part of it.
+        others_best: (n,) W_{−i}(s*_{−i}). Of given outcomes and candidates advertiser i's bid is no
+            part of it; which they are may hang on all bids (see `counterfactual`).
         values: (n,) v_i(s*).
         payments: (n,) expected payments p_i, in 0..v_i(s*).
         clamped: (n,) whether p_i would have been below 0 or above v_i(s*).
@@ -96,6 +97,13 @@ def exact_vcg(
 
     Raises:
         BadInput: outcomes that are not finite, click rates or bids below 0, or of other shapes.
+
+    Nobody is sponsored, or the first, or the second of two advertisers:
+
+    >>> outcomes = np.array([[0.0, 0.0, 0.9], [0.5, 0.0, 0.8], [0.0, 0.5, 0.8]])
+    >>> plan = exact_vcg(outcomes, bids=[2.0, 1.0], user_weight=1.0)
+    >>> plan.chosen, plan.payments
+    (1, array([0.5, 0. ]))
     """
     outcomes = np.asarray(outcomes, dtype=np.float64)
     if outcomes.ndim != 2 or outcomes.size == 0 or not np.isfinite(outcomes).all():
@@ -116,10 +124,11 @@ def externalities(truth: Floats, bids: Floats, user_weight: float, chosen: int) 
 def outcomes_along(settlement: Settlement, user_weight: float, grids: Floats) -> Along:
     """What each advertiser could have had at other bids, the others' bids being as they are.
 
-    Choice and payment are made anew on the outcomes and candidates of the settlement; what all but
-    i could have without i, `others_best`, does not depend on i's bid. At the bid that was played it
-    is what was settled. It is the platform's own estimate: with another bid the search itself would
-    have looked at other configurations, and nothing here says what it would have found.
+    Choice and payment are made anew on the outcomes and candidates of the settlement, and what all
+    but i could have without i is kept as `others_best`. At the bid that was played it is what was
+    settled. It is the platform's own estimate, by which truth is best: with another bid the search
+    would have looked at other configurations and the candidates would be others, so that an own bid
+    moves its own price (`incentives`). Nothing of that is here.
 
     Args:
         settlement: at the bids played.

@@ -1,7 +1,8 @@
 """How far a settlement is from VCG, and what that is worth to an advertiser who misreports.
 
 **Gain from misreporting.** Fix the true outcomes and what all but i report. Let W be welfare with
-i's value in the place of its bid, M_i = max_s W_{−i}(s), in which i's report has no part, and
+i's value in the place of its bid, M_i = max_s W_{−i}(s) at the truth and over all configurations,
+in which i's report has no part (it has in what a search finds of it), and
 P_i(s) = M_i − W_{−i}(s) >= 0 the true externality of s. A run of the mechanism plays s and charges
 c_i, with payment error e = c_i − P_i(s). So i's utility is
 
@@ -17,7 +18,15 @@ With the *optimisation error* of a run for advertiser i, at the bids reported in
 
 the allocation's shortfall and the payment's error, both >= 0, the gain is at most
 ε_i(A) + ε_i(B) <= 2·max(ε_i(A), ε_i(B)). Nothing was assumed of how the search went, of how samples
-hang on bids, or of what was clamped. At ε = 0 this is the truthfulness of VCG.
+hang on bids, or of what was clamped. At ε = 0 this is the truthfulness of VCG. As (2) follows from
+(1) alone, no run can break the bound: to look for a run that does is to check the program.
+
+**What the bound does not say.** It is loose, and a report may pay on average well within it. For
+i's bid moves i's own price: by where the search looks; by which configurations are known well
+enough to be candidates; by the rule that no candidate is believed to be better than s* at the bids,
+i's among them, so that p_i <= b_i·[ctr_i(s*) − ctr_i(s*_{−i})] as believed; and by the upper clamp.
+By the last two a lower bid lowers the price. Mean gains of small misreports are measured by
+`experiments.iamfm.shading`.
 
 **What ε is made of.** Let α be the allocation's shortfall, γ = M_i − W_{−i}(s*_{−i}) that of the
 counterfactual, η the error in the estimate of W_{−i}(s*_{−i}) − W_{−i}(s*), and

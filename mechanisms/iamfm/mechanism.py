@@ -18,8 +18,11 @@ evaluated: the pool's own expectation of every configuration is taken, the limit
 
 **Other bids.** What else a bid might have led to is read off the period's evaluations: choice and
 payments made anew on the outcomes that the platform believes (`exact.outcomes_along`), then clicks
-under that configuration as they truly are on the pool. It is the platform's own estimate: a search
-under the other bid would have evaluated other configurations.
+under that configuration as they truly are on the pool, though it may never have been evaluated, and
+at no tokens. So prices are the platform's own estimate, and clicks are not. On believed outcomes it
+is VCG of fixed candidates, and truth is best by construction: what a bid does to the search and so
+to its own price is not in it (`PeriodicMechanism.replanned` has it; `experiments.iamfm.other_bids`
+compares the two).
 
 From the abstract of arXiv 2604.06263 and the literature; see `docs/iamfm.md`.
 """
@@ -61,7 +64,8 @@ class IAMFM(Parametric, PeriodicMechanism):
     Attributes:
         tokens: Λ, most that a period's evaluations may cost, payments included; None: no limit.
         payments: share of Λ that is kept for the payments.
-        how: payments are found: "aco", "naive" or "none" (`mechanisms.iamfm.counterfactual`).
+        how: payments are found: "aco", "naive", "naive-common" or "none"
+            (`mechanisms.iamfm.counterfactual`).
         user_weight: μ, money per unit of user satisfaction.
         odds: o(1), ..., o(K): what strengths 1..K mean (`configuration.Steering`).
         cap: most configurations; all (K + 1)^N of them if they are no more, else a sampled design.
@@ -261,7 +265,7 @@ class Sponsorship(Plan):
         """Tokens by purpose, the configuration, and welfare as reported, per request.
 
         `believed_welfare` is W(s*) by the evaluations, `welfare` by the pool, and `best_welfare`
-        the greatest of any configuration, by the pool.
+        the greatest of those searched among, by the pool.
         """
         spent, weights = self.settlement.tokens, weights_of(self.bids, self.user_weight)
         welfare = self.evaluator.truth() @ weights

@@ -33,9 +33,7 @@ from mechanisms.errors import BadInput
 from mechanisms.iamfm.configuration import Steering, check_configurations
 from mechanisms.iamfm.evaluations import Level
 from mechanisms.iamfm.reweighing import insertions, weighed
-from mechanisms.iamfm.reweighing import steered as steered  # which others look for here
 from mechanisms.iamfm.short import SHORT
-from mechanisms.iamfm.short import with_short as with_short
 from mechanisms.llm.streams import derived_seed
 from mechanisms.pool import Floats, Ints, ReplyPool, effective_sample_size
 

@@ -8,7 +8,9 @@ difference of the K configurations that were evaluated at both,
 
 and since its own d_s is not known, the spread Σ_d of theirs is added to the error of ȳ_s, as
 (1 + 1/K)·Σ_d. With K < 2 the bias may be anything that outcomes in [0, 1] allow: variance 1 each.
-The d_s are noisy, so Σ_d holds sampling errors too and errs on the careful side.
+The d_s are noisy, so Σ_d holds sampling errors too and errs on the careful side. The K are those
+that a search went on with because they looked well at the biased level, partly by luck: d̄ is too
+low for the rest, to which it is applied.
 
 **Errors.** The covariance of a pair is pooled over configurations as far as pairs are few: with the
 pooled Σ counting as ν pairs,  Σ_s = (ν·Σ + (m_s − 1)·S_s) / (ν + m_s − 1),  and the mean's error is
@@ -215,7 +217,10 @@ def _level_belief(known: Evaluations, level: int) -> tuple[Floats, Floats]:
 
 
 def _bias(known: Evaluations, level: int) -> tuple[Floats, Floats]:
-    """Mean (n + 1,) of full − biased, and covariance of one configuration's error about it."""
+    """Mean (n + 1,) of full − biased, and covariance of one configuration's error about it.
+
+    It is over those that a search went on with, often lucky ones: too low for the others.
+    """
     common = np.minimum(known.counts[level], known.counts[known.full])
     both = np.flatnonzero(common >= LEAST_PAIRS)
     n = known.evaluator.configurations.shape[1]

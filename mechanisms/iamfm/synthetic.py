@@ -15,8 +15,9 @@ drawn from the problem's seed. `roughness` adds what no formula foretells: e_i(s
 Φ(Φ⁻¹(·) + roughness·z), z standard normal for each configuration and outcome.
 
 **Pairs.** Ad i is shown in pair p under s where the latent x = √q·z_p + √(1 − q)·z_sp, a standard
-normal, is below Φ⁻¹(e_i(s)); it is then clicked with probability r_i·ρ_pi. The query's z_p and
-ρ_pi (of mean 1) are the same under all configurations and levels, z_sp is the reply's own. User
+normal, is below Φ⁻¹(e_i(s)), and then has click probability r_i·ρ_pi, else 0: the outcome is this
+probability, as users in a market have it too, and no click is drawn. The query's z_p and ρ_pi (of
+mean 1) are the same under all configurations and levels, z_sp is the reply's own. User
 satisfaction is uniform around its mean, by the same x. `noise` scales all departures from the mean:
 at 0 every pair is the truth. Outcomes are in [0, 1] and their means are exact.
 
@@ -65,7 +66,8 @@ class SyntheticSettings:
         user_weight: μ >= 0, welfare per unit of satisfaction, in the money of values; advertisers'
             values are uniform in 0.5..1.5 per click, click rates r_i in 0.1..0.5.
         roughness: standard deviation of each configuration's own departure, in probits; 0 is none.
-        noise: pairs' departures from the mean in [0, 1], 1 being clicks on single replies.
+        noise: pairs' departures from the mean in [0, 1], 1 being click probabilities of single
+            replies, in which an ad is shown or not.
         query_share: q in [0, 1], correlation across configurations of a pair's latent numbers.
         query_spread: half-width in [0, 1] of the relevance ρ of an ad to a query, about 1.
         user_spread: half-width in [0, 1] of satisfaction, in units of min(u, 1 − u).

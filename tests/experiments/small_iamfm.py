@@ -3,8 +3,11 @@
 import numpy as np
 import polars as pl
 
-from experiments.iamfm.market import MECHANISMS
-from experiments.iamfm.searches import BASELINES, CONTENDERS, MODEL
+from experiments.iamfm.market import ARMS
+from experiments.iamfm.other_bids import FACTORS as TRIED
+from experiments.iamfm.ranges import ODDS, RUNGS
+from experiments.iamfm.searches import BASELINES, CONTENDERS, ELIMINATION, MODEL
+from experiments.iamfm.shading import EXACT, FACTORS
 from experiments.iamfm.worlds import Synthetic
 from experiments.reproduce.iamfm import FEW, RECORDED, SYNTHETIC, Sizes, Study
 from market.result import Result
@@ -46,18 +49,27 @@ def welfare(lead=0.1, slope=0.0, seeds=20):
     )
 
 
-def payments(factor=3.0, growth=0.0, seeds=20):
-    """ACO has 85 % of naive re-optimisation's error at 1 / (factor + growth·n) of its tokens."""
+def payments(factor=3.0, growth=0.0, seeds=20, none=1.0):
+    """ACO has 85 % of the error of running again at 1 / (factor + growth·n) of its tokens.
+
+    Common pairs are of no use; without tokens the error is `none` times what running again starts
+    from.
+    """
     rng, rows = np.random.default_rng(1), []
-    for n in NUMBERS:
+    for world, n in (*((SYNTHETIC, n) for n in NUMBERS), (RECORDED, 4)):
         for seed in range(seeds):
-            ways = (("naive", 1.0, 1.0), ("aco", factor + growth * n, 0.85), ("none", 1.0, 1.0))
+            speed = factor + growth * n
+            ways = (
+                ("naive", 1.0, 1.0), ("naive-common", 1.0, 1.2), ("aco", speed, 0.85),
+                ("none", 1.0, none),
+            )  # fmt: skip
             for way, speed, level in ways:
                 noise = level * (1 + 0.1 * rng.normal())
                 for share in SHARES if way != "none" else (0.0,):
                     tokens = share * n * 1e3
                     rows.append(
                         {
+                            "world": world,
                             "n": n,
                             "seed": seed,
                             "way": way,
@@ -65,8 +77,13 @@ def payments(factor=3.0, growth=0.0, seeds=20):
                             "allowance": tokens,
                             "extra": tokens / speed,
                             "error": noise / (1 + tokens / 1e3),
+                            "range_error": noise / (1 + tokens / 1e3),
                             "fixed_error": noise / (1 + tokens / 1e3),
+                            "bias": 0.1 * noise,
+                            "fixed_bias": -0.1 * noise,
                             "exact": 2.0,
+                            "due": 3.0,
+                            "regret": 0.1,
                         }
                     )
     return pl.DataFrame(rows)
@@ -80,6 +97,8 @@ def misreports(use=0.5, over=-0.01, count=200):
     share[0] = use
     return pl.DataFrame(
         {
+            "world": SYNTHETIC,
+            "kind": ELIMINATION,
             "seed": np.arange(count),
             "n": 5,
             "gain": 2 * error * share,
@@ -88,6 +107,26 @@ def misreports(use=0.5, over=-0.01, count=200):
             "lump_over_value": 0.1,
             "scale": 1.0,
         }
+    )
+
+
+def small_misreports(gain=-0.1, seeds=20):
+    """Every small misreport gains `gain` of the truthful utility of 0.5 on average."""
+    rng = np.random.default_rng(6)
+    return pl.DataFrame(
+        [
+            {
+                "world": SYNTHETIC,
+                "method": method,
+                "seed": seed,
+                "factor": factor,
+                "gain": 0.5 * (mean + 0.01 * rng.normal()),
+                "utility": 0.5,
+            }
+            for method, mean in (("successive halving", gain), (EXACT, -0.2))
+            for seed in range(seeds)
+            for factor in FACTORS
+        ]
     )
 
 
@@ -107,7 +146,7 @@ def exposure(step=0.1, requests=12):
 def market(over=-0.1, rounds=8, replications=3):
     rng = np.random.default_rng(4)
     totals, people = [], []
-    for name in MECHANISMS:
+    for name in ARMS:
         for r in range(replications):
             for t in range(rounds):
                 key = {"mechanism": name, "replication": r, "round": t}
@@ -134,6 +173,26 @@ def market(over=-0.1, rounds=8, replications=3):
     return Result(pl.DataFrame(totals), pl.DataFrame(people), {})
 
 
+def other_bids(shading=0.01, periods=6):
+    """Told that another bid loses; shading gains `shading` when planned anew."""
+    rows = [
+        {"seed": k, "advertiser": i, "factor": factor, "utility": 0.2, "told": -0.02,
+         "replanned": shading if factor < 1 else -0.02}
+        for k in range(periods) for i in range(2) for factor in TRIED
+    ]  # fmt: skip
+    return pl.DataFrame(rows)
+
+
+def ranges():
+    """Every restriction costs 0.125 money; larger odds are better."""
+    rows = [
+        {"factor": factor, "odds": [0.1 * factor, 0.4 * factor], "range": name,
+         "welfare": 1 + factor + 0.125 * k}
+        for factor in ODDS for k, name in enumerate(RUNGS)
+    ]  # fmt: skip
+    return pl.DataFrame(rows)
+
+
 def small_study(**changes):
     parts = {
         "scenario": Scenario.from_yaml("default"),
@@ -143,8 +202,7 @@ def small_study(**changes):
             budgets=((SYNTHETIC, BUDGETS), (RECORDED, BUDGETS)),
             advertisers=NUMBERS,
             allocation=1e3,
-            payment_seeds=20,
-            misreports=200,
+            payment_seeds=(20, 20, 20),
             exact=12,
         ),
         "pool": ReplyPool.synthetic(6, 8, 3, np.random.default_rng(5), advertisers=4),
@@ -160,11 +218,14 @@ def small_study(**changes):
         "welfare": welfare(),
         "payments": payments(),
         "misreports": misreports(),
+        "small_misreports": small_misreports(),
         "exact": pl.DataFrame(
             {"world": [SYNTHETIC] * 12, "seed": range(12), "difference": 1e-16, "optimal": True}
         ),
         "exposure": exposure(),
         "market": market(),
+        "other_bids": other_bids(),
+        "ranges": ranges(),
         "seconds": {"searches": 1.0, "wall": 0.5},
     }
     return Study(**(parts | changes))

@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import isotonic_regression
 
 from experiments.bootstrap import Estimate
 from experiments.iamfm.curves import (
@@ -12,6 +13,7 @@ from experiments.iamfm.curves import (
     crossing,
     crossings,
     differences,
+    falling,
     leaders,
     show,
     table,
@@ -81,6 +83,23 @@ def test_no_crossing():
     assert never.at == ()
     assert never.share == 0
     assert np.isnan(never.low)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(positive, min_size=5, max_size=5), min_size=1, max_size=4))
+def test_falling_is_isotonic_regression(curves):
+    curves = np.array(curves)
+    expected = [isotonic_regression(each, increasing=False).x for each in curves]
+    np.testing.assert_allclose(falling(curves), expected)
+
+
+def test_a_lucky_dip_is_no_merit():
+    """Two points that reach 0.5 by chance, the mean curve lying at 0.7 until the last."""
+    tokens = np.array([[0.0, 1, 2, 3, 10]] * 4)
+    errors = np.array([[1.0, 0.5, 0.9, 0.7, 0.5]] * 4)
+    theirs = ErrorCurve(np.array([[10.0]] * 4), np.full((4, 1), 0.5))
+    (found,) = token_ratios(ErrorCurve(tokens, errors), theirs)
+    np.testing.assert_allclose(found, 1.0)
 
 
 def test_tokens_to_reach_by_hand():

@@ -44,7 +44,7 @@ def test_by_name(name):
     [
         ({"tokens": 0}, "tokens is 0; give a finite number > 0"),
         ({"payments": 1.0}, "payments is 1.0; give a share"),
-        ({"how": "vcg"}, "how is 'vcg'; give one of 'aco', 'naive', 'none'"),
+        ({"how": "vcg"}, "how is 'vcg'; give one of 'aco', 'naive', 'naive-common', 'none'"),
         ({"odds": [0.4, 0.1]}, "steering odds are"),
         ({"period": 0}, "period is 0; give a whole number >= 1"),
         ({"by": "luck"}, "by is 'luck'"),
