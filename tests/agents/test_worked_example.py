@@ -1,4 +1,4 @@
-"""The worked example of docs/learners.md, executed as it stands there."""
+"""The worked example of docs/add-a-learner.md, and docs/learners.md, as they stand there."""
 
 import re
 from pathlib import Path
@@ -12,16 +12,22 @@ from market import MarketModel, Scenario
 from mechanisms.errors import BadInput
 from tests.agents.learning import R, learner_of, people, play, smooth_market
 
-PAGE = Path(__file__).parents[2] / "docs" / "learners.md"
-BLOCKS = re.findall(r"```(?:python|text)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "learners.md"
+
+
+def blocks(page):
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"```(?:python|text)\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.fixture
 def example(monkeypatch):
     """The example's learner, registered as the page says."""
     namespace = {"__name__": "epsilon_greedy"}
-    exec(compile(BLOCKS[0], "docs/learners.md", "exec"), namespace)
-    learner = namespace[BLOCKS[1].strip().rstrip(",")]
+    code, line, *_ = blocks(DOCS / "add-a-learner.md")
+    exec(compile(code, "docs/add-a-learner.md", "exec"), namespace)
+    learner = namespace[line.strip().rstrip(",")]
     monkeypatch.setitem(LEARNERS, learner.name, learner)
     return learner
 
@@ -62,5 +68,6 @@ def test_the_page_names_every_learner():
 
 
 def test_the_pettingzoo_lines_run(capsys):
-    exec(compile(BLOCKS[2].replace("episodes=3", "episodes=1"), "docs/learners.md", "exec"), {})
+    (code,) = blocks(PAGE)
+    exec(compile(code.replace("episodes=3", "episodes=1"), "docs/learners.md", "exec"), {})
     assert "[" in capsys.readouterr().out

@@ -1,0 +1,24 @@
+"""Examples in docstrings give what they say."""
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = (
+    "agents.learners.registry",
+    "experiments.audit.report",
+    "experiments.equilibrium",
+    "market.model",
+    "market.scenario",
+    "mechanisms.iamfm.exact",
+    "mechanisms.payments",
+    "mechanisms.pool",
+    "mechanisms.registry",
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted and not found.failed
