@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATES = Path(__file__).parent / "templates"
-Kind = Literal["reproduction", "audit", "equilibrium", "comparison"]
+Kind = Literal["reproduction", "audit", "equilibrium", "comparison", "comparison of runs"]
 Tone = Literal["good", "bad", "open", "plain"]
 """How a verdict looks: it holds, it fails, nobody knows yet, or nothing is judged."""
 

@@ -356,5 +356,12 @@ def _legend(
         how.append(Line2D([], [], linestyle="none", label=note))
     length = sum(len(str(handle.get_label())) + 6 for handle in how)
     columns = len(how) if length < 115 else 1
-    figure.legend(handles=who, loc="outside upper center", ncols=min(len(who), 5))
+    figure.legend(handles=who, loc="outside upper center", ncols=_columns(labels))
     figure.legend(handles=how, loc="outside lower center", ncols=columns, columnspacing=1.6)
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """Of a legend that is no wider than the figure, its rows as even as can be."""
+    fit = max(1, min(5, 125 // (6 + max(len(label) for label in labels))))
+    rows = -(-len(labels) // fit)
+    return -(-len(labels) // rows)

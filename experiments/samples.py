@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import TypeAdapter, ValidationError
 
-from mechanisms.base import Mechanism
+from mechanisms.base import Mechanism, Outcome
+from mechanisms.errors import BadInput
 from mechanisms.mentions import MENTION
-from mechanisms.pool import ReplyPool
+from mechanisms.pool import Floats, ReplyPool
 
 
 @dataclass(frozen=True)
@@ -99,39 +104,69 @@ def sample_replies(
     """
     if pool.requests is None or pool.replies is None:
         return []
-    B, M, _ = pool.shape
+    B = pool.shape[0]
     drawn = rng.choice(B, size=min(count, B), replace=False)
     some = pool.take(drawn)
-    by_request = some.bids_by_request(bids)
     outcome = mechanism.run(some, bids, rng)
-    samples = []
-    for k, (b, j) in enumerate(zip(drawn.tolist(), outcome.chosen.tolist(), strict=True)):
-        asked, reply = pool.requests.row(b, named=True), pool.replies.row(b * M + j, named=True)
-        ads = [
-            ConsideredAd(
-                advertiser=int(some.ads[k, i]),
-                id=asked["ad_ids"][i],
-                title=asked["ad_titles"][i],
-                bid=float(by_request[k, i]),
-                shown=bool(some.exposure[k, j, i]),
-                click_probability=float(some.ctr[k, j, i]),
-                charge=float(outcome.charges[k, i]),
-                clicked=bool(outcome.clicks[k, i]),
-            )
-            for i in range(pool.shape[2])
-        ]
-        samples.append(
-            SampleReply(
-                request=b,
-                query=asked["query"],
-                user=asked["user"],
-                segments=split_mentions(reply["text"], mention),
-                ads=tuple(sorted(ads, key=lambda ad: (not ad.shown, -ad.bid))),
-                probability=float(outcome.probabilities[k, j]),
-                condition=reply.get("condition") or "",
-            )
+    by_request = some.bids_by_request(bids)
+    return [
+        served_reply(pool, some, outcome, by_request, k, mention=mention) for k in range(len(drawn))
+    ]
+
+
+def served_reply(
+    pool: ReplyPool,
+    some: ReplyPool,
+    outcome: Outcome,
+    bids: Floats,
+    k: int,
+    *,
+    mention: re.Pattern[str] = MENTION,
+) -> SampleReply:
+    """What one auction of a batch came to; without tables in the pool, without words.
+
+    Args:
+        pool: with the tables, if there are any.
+        some: the batch, of `pool.take`.
+        outcome: of the mechanism on it.
+        bids: (B, n) by request of the batch.
+        k: which request of the batch.
+        mention: matches an ad mention, with groups `title` and `id`.
+    """
+    b, j = int(some.rows[k]), int(outcome.chosen[k])
+    who = some.ads[k].tolist()
+    asked: Mapping[str, Any] = {
+        "query": f"Request {b}",
+        "user": "",
+        "ad_ids": [f"Ad-{i}" for i in who],
+        "ad_titles": [f"Ad {i}" for i in who],
+    }
+    reply: Mapping[str, Any] = {"text": ""}
+    if pool.requests is not None and pool.replies is not None:
+        asked = pool.requests.row(b, named=True)
+        reply = pool.replies.row(b * pool.shape[1] + j, named=True)
+    ads = [
+        ConsideredAd(
+            advertiser=advertiser,
+            id=asked["ad_ids"][i],
+            title=asked["ad_titles"][i],
+            bid=float(bids[k, i]),
+            shown=bool(some.exposure[k, j, i]),
+            click_probability=float(some.ctr[k, j, i]),
+            charge=float(outcome.charges[k, i]),
+            clicked=bool(outcome.clicks[k, i]),
         )
-    return samples
+        for i, advertiser in enumerate(who)
+    ]
+    return SampleReply(
+        request=b,
+        query=asked["query"],
+        user=asked["user"],
+        segments=split_mentions(reply["text"], mention),
+        ads=tuple(sorted(ads, key=lambda ad: (not ad.shown, -ad.bid))),
+        probability=float(outcome.probabilities[k, j]),
+        condition=reply.get("condition") or "",
+    )
 
 
 def split_mentions(text: str, mention: re.Pattern[str] = MENTION) -> tuple[Segment, ...]:
@@ -145,3 +180,23 @@ def split_mentions(text: str, mention: re.Pattern[str] = MENTION) -> tuple[Segme
     if end < len(text):
         segments.append(Segment(text[end:]))
     return tuple(segments)
+
+
+def save_samples(samples: Mapping[str, Sequence[SampleReply]], path: Path) -> None:
+    """Write sample replies by mechanism as JSON."""
+    path.write_bytes(_BY_MECHANISM.dump_json(samples, indent=1) + b"\n")
+
+
+def load_samples(path: Path) -> dict[str, list[SampleReply]]:
+    """What `save_samples` wrote.
+
+    Raises:
+        BadInput: the file cannot be read, or holds something else.
+    """
+    try:
+        return _BY_MECHANISM.validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        raise BadInput(f"{path}: holds no sample replies; it is damaged, remove it") from None
+
+
+_BY_MECHANISM = TypeAdapter(dict[str, list[SampleReply]])

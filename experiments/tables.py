@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy.special import stdtrit
 
 from experiments.best_response import NEVER_SHOWN, NOT_BINDING
 from market.result import TAIL, interval
@@ -52,6 +53,88 @@ def by_advertiser(advertisers: pl.DataFrame) -> pl.DataFrame:
             row |= {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def by_replication(rounds: pl.DataFrame) -> pl.DataFrame:
+    """Means over the last quarter of rounds by mechanism and replication: all of `rounds`.
+
+    Further columns: attained (advertisers' expected value, money per request) and paid_share
+    (expected payments as a fraction of it; null where nothing is attained).
+    """
+    attained = pl.col("welfare") - pl.col("user_satisfaction")
+    runs = rounds.partition_by("mechanism", maintain_order=True)
+    return (
+        pl.concat(last_quarter(run) for run in runs)
+        .group_by("mechanism", "replication", maintain_order=True)
+        .agg(pl.exclude("round").mean())
+        .sort("replication", maintain_order=True)
+        .with_columns(attained=attained)
+        .with_columns(
+            paid_share=pl.when(pl.col("attained") > 0).then(
+                pl.col("expected_revenue") / pl.col("attained")
+            )
+        )
+    )
+
+
+def movement(advertisers: pl.DataFrame) -> dict[str, dict[str, float | int | None]]:
+    """By mechanism, how far bids moved from the third quarter of the rounds to the last.
+
+    Distance of mean bids, in multiples of the truthful bid, averaged over advertisers by the value
+    that they attain in the last quarter (who is never clicked may bid what it likes); with its
+    interval over replications. No number for a run of fewer than 4 rounds.
+    """
+    target = pl.when(pl.col("objective") == "value").then(pl.col("target_roi")).otherwise(1.0)
+    keys = ["replication", "advertiser"]
+    found = {}
+    for (name,), ours in advertisers.group_by("mechanism", maintain_order=True):
+        total = int(ours["round"].max()) + 1
+        if total < 4:
+            found[name] = interval(np.empty(0))
+            continue
+        quarters = (
+            ours.with_columns(
+                quarter=pl.col("round") * 4 // total, ratio=pl.col("bid") * target / pl.col("value")
+            )
+            .filter(pl.col("quarter") >= 2)
+            .group_by(*keys, "quarter")
+            .agg(pl.col("ratio").mean(), value=(pl.col("value") * pl.col("itctr")).sum())
+        )
+        third, last = (quarters.filter(pl.col("quarter") == k).sort(*keys) for k in (2, 3))
+        replications = third["replication"].n_unique()
+        before, after, value = (
+            frame[column].to_numpy().reshape(replications, -1)
+            for frame, column in ((third, "ratio"), (last, "ratio"), (last, "value"))
+        )
+        share = value.sum(axis=0)
+        share = share / share.sum() if share.sum() > 0 else np.full(len(share), 1 / len(share))
+        found[name] = interval(np.abs(after - before) @ share)
+    return found
+
+
+def difference(one: Floats, other: Floats, *, paired: bool) -> dict[str, float | int | None]:
+    """Mean of `one` less mean of `other`, (R,) each, with its 95 % t-interval.
+
+    Paired, the interval is of the differences; else Welch's, of independent samples, whose sizes
+    may differ. Entries that are NaN are left out; the ends are None for fewer than two of either.
+    """
+    if paired:
+        # sums differ in their last digits by the order in which threads add
+        same = np.isclose(one, other, rtol=1e-9, atol=0)
+        return interval(np.where(same, 0.0, one - other))
+    one, other = one[np.isfinite(one)], other[np.isfinite(other)]
+    mean = float(one.mean() - other.mean())
+    low = high = None
+    if min(len(one), len(other)) > 1:
+        parts = np.array([each.var(ddof=1) / len(each) for each in (one, other)])
+        spread = parts.sum()
+        degrees = np.array([len(one), len(other)]) - 1
+        reach = 0.0
+        if spread > 0:
+            freedom = spread**2 / (parts**2 / degrees).sum()
+            reach = float(stdtrit(freedom, 0.975) * np.sqrt(spread))
+        low, high = mean - reach, mean + reach
+    return {"mean": mean, "low": low, "high": high, "clusters": min(len(one), len(other))}
 
 
 def best_means(best: pl.DataFrame, label: str, kind: str) -> float | None:

@@ -116,6 +116,15 @@ def audit(
 
     Raises:
         BadInput: types, bids or a grid that make no sense for the pool.
+
+    Two bidders for one place, under second and first prices:
+
+    >>> from mechanisms import make_mechanism
+    >>> place = ReplyPool.from_arrays(np.eye(2)[None])
+    >>> audit(make_mechanism("vcg"), place, [1.0, 2.0]).max_regret
+    0.0
+    >>> audit(make_mechanism("first-price"), place, [1.0, 2.0]).max_regret > 0.45
+    True
     """
     people = population_of(pool, values, objective, roi)
     multiples = _checked_grid(grid)

@@ -49,6 +49,15 @@ def equilibrium(
 
     Raises:
         BadInput: neither values nor a prior, or both; anything out of range.
+
+    Three bidders for one place at first price, values uniform: the equilibrium bid is 2/3 of them.
+
+    >>> from experiments.bayesian import Uniform
+    >>> from mechanisms import make_mechanism
+    >>> place = ReplyPool.from_arrays(np.eye(3)[None])
+    >>> found = equilibrium(make_mechanism("first-price"), place, prior=Uniform(0, 1))
+    >>> found.bid_function(np.array([0.3, 0.6, 0.9]))[0].round(2)
+    array([0.2, 0.4, 0.6])
     """
     if (values is None) == (prior is None):
         raise BadInput("equilibrium: give values, or a prior that they are redrawn from")

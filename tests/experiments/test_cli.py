@@ -56,6 +56,7 @@ def test_run_writes_the_results_folder_and_ends_with_the_report(
     assert printed.strip().splitlines()[-1] == str(out / "report.html")
     expected = {"scenario.yaml", "manifest.json", "rounds.parquet", "advertisers.parquet"}
     expected |= {"summary.json", "report.html", "figures", "best_responses.parquet"}
+    expected |= {"gains.parquet", "samples.json"}
     assert {path.name for path in out.iterdir()} == expected
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["seed"] == 3
