@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import mesa
@@ -18,7 +19,11 @@ from mechanisms.pool import Floats, Ints, ReplyPool
 
 
 class LiveSource(Protocol):
-    """Where live replies come from."""
+    """Where live replies come from.
+
+    One whose market is checkpointed has `snapshot`, `restore` and `settled` too, as
+    `market.live.LiveReplies`.
+    """
 
     def replies(self, requests: Ints, bids: Floats) -> ReplyPool:
         """Fresh candidate replies to `requests` (R, B), on which `bids` are (R * B, n)."""
@@ -83,12 +88,31 @@ class Platform(mesa.Agent):
         if self._periodic is None:
             return
         period = round // self.period
-        seeds = stream(self.seed, PLANNING, period).integers(2**62, size=len(bids)).tolist()
-        self.terms = self._periodic.commit(self.pool, bids.copy(), seeds)
+        self.terms = self._planned(bids, period)
         self.plans += [
             {"period": period, "round": round, "replication": r, **plan.record}
             for r, plan in enumerate(self.terms.plans)
         ]
+
+    def snapshot(self) -> dict[str, Any]:
+        """The bids that the terms in force were planned under, if there are terms."""
+        return {"bids": None if self.terms is None else self.terms.bids.copy()}
+
+    def restore(
+        self, snapshot: Mapping[str, Any], plans: Iterable[dict[str, Any]], round: int
+    ) -> None:
+        """Go on in `round` from a `snapshot`, and the `plans` made until then.
+
+        The terms are planned again, which comes to the same: what is random in them belongs to the
+        seed and the period.
+        """
+        self.plans, self.terms = list(plans), None
+        if snapshot["bids"] is not None and not self.reads_bids(round):
+            self.terms = self._planned(snapshot["bids"], self.plans[-1]["period"])
+
+    def _planned(self, bids: Floats, period: int) -> Terms:
+        seeds = stream(self.seed, PLANNING, period).integers(2**62, size=len(bids)).tolist()
+        return self._periodic.commit(self.pool, bids.copy(), seeds)
 
     def serve(
         self, requests: Ints, bids: Floats, dice: Dice, round: int, grids: Floats | None = None

@@ -6,6 +6,10 @@ the same, request by request, in compiled code.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from mechanisms.base import Outcome
@@ -130,6 +134,19 @@ class Period:
             amounts /= rounds
         self._rounds, self._sum = 0, None
         return mean
+
+    def snapshot(self) -> dict[str, Any]:
+        """What was added since the period began, as plain data."""
+        added = None if self._sum is None else (self._sum.amounts, self._sum.means, self._sum.along)
+        return copy.deepcopy({"rounds": self._rounds, "sum": added})
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Go on from a `snapshot`."""
+        self._rounds, added = snapshot["rounds"], copy.deepcopy(snapshot["sum"])
+        self._sum = None
+        if added is not None:
+            self._sum = Tally(*added[:2])
+            self._sum.along = added[2]
 
 
 def add_up(batch: ReplyPool, outcome: Outcome, replications: int, referenced: bool) -> Tally:

@@ -9,21 +9,25 @@ executor (on processors of one kind: mathematical libraries may round differentl
     processes   fresh ones (`spawn`: threads of torch and numba do not survive a fork)
     ray         on the cluster at RAY_ADDRESS, else on this machine; admarket is installed on all
 
-Workers compute on one thread each, and are sent what jobs share once. Results of finished jobs can
-be kept as files, by job and by a hash of all they depend on, so that a run that was interrupted
-goes on where it was.
+Workers compute on one thread each, and are sent what jobs share once. A worker that dies (out of
+memory, `kill -9`, a machine that is gone) takes no finished job with it: what it was at is done
+again by another, until it has cost `DEATHS` workers. Results of finished jobs can be kept as files,
+by job and by a hash of all they depend on, so that a run that was interrupted, or killed as a
+whole, goes on where it was.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -37,6 +41,8 @@ from tqdm import tqdm
 
 from mechanisms.errors import BadInput
 
+LOG = logging.getLogger(__name__)
+
 Job: TypeAlias = tuple[str | int | float, ...]
 Function: TypeAlias = Callable[[Job, Any], Any]
 Executor = Literal["serial", "processes", "ray"]
@@ -44,6 +50,8 @@ ONE_THREAD = {
     f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA", "POLARS_MAX")
 }
 PACKAGES = ("agents", "experiments", "market", "mechanisms")
+DEATHS = 3
+"""Workers that may die over a job: it is given up with the last of them."""
 
 
 class JobFailed(RuntimeError):
@@ -82,16 +90,16 @@ class Kept:
         """The result of a job that was finished earlier; None if it was not."""
         try:
             found = json.loads(self.path(function, job).read_text("utf-8"))
-        except (OSError, ValueError):
+            return Attempt(found["result"])
+        except (OSError, ValueError, TypeError, KeyError):  # none, or damaged: done again
             return None
-        return Attempt(found["result"])
 
     def save(self, function: Function, job: Job, result: Any) -> Any:
         """Keep a result, and return it as it would be loaded."""
         path = self.path(function, job)
         text = json.dumps({"job": job, "result": result})
         self.folder.mkdir(parents=True, exist_ok=True)
-        ready = path.with_suffix(".part")
+        ready = path.with_suffix(f".{os.getpid()}.part")  # another run may keep the same job
         ready.write_text(text, encoding="utf-8")
         ready.replace(path)
         return json.loads(text)["result"]
@@ -122,7 +130,7 @@ def run_all(
         progress: show a progress bar (on a terminal only).
 
     Raises:
-        JobFailed: a job raised, or a worker died; finished jobs are in `kept`.
+        JobFailed: a job raised, or cost `DEATHS` workers; finished jobs are in `kept`.
         BadInput: the same, where a job raised that; an unknown executor, no workers, Ray missing or
             out of reach, or a job listed twice.
     """
@@ -198,18 +206,51 @@ def _serially(
 def _over_processes(
     function: Function, jobs: Sequence[Job], shared: Any, workers: int | None
 ) -> Iterator[tuple[Job, Attempt]]:
+    waiting, deaths = list(reversed(jobs)), Counter[Job]()
     count = min(workers or _cores(), len(jobs))
-    with ExitStack() as stack:
-        stack.enter_context(_environment(ONE_THREAD))
-        pool = ProcessPoolExecutor(count, get_context("spawn"), _begin, (function, shared))
-        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        futures = {pool.submit(_attempt_here, job): job for job in jobs}
-        for future in as_completed(futures):
-            try:
-                attempt = future.result()
-            except BrokenProcessPool:
-                attempt = Attempt(error="a worker process died while it was open (out of memory?)")
-            yield futures[future], attempt
+    with _environment(ONE_THREAD):
+        while waiting:
+            with ExitStack() as stack:
+                pool = ProcessPoolExecutor(count, get_context("spawn"), _begin, (function, shared))
+                stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+                lost = yield from _while_all_live(pool, count, waiting)
+            deaths.update(lost)
+            for job in lost:
+                if deaths[job] == DEATHS:
+                    died = f"a worker process died {DEATHS} times while it was open"
+                    yield job, Attempt(error=f"{died} (out of memory?)")
+            again = [job for job in lost if deaths[job] < DEATHS]
+            if again:
+                words = "; ".join(map(_words, again))
+                LOG.warning("a worker process died (out of memory?); done again: %s", words)
+            waiting += reversed(again)
+
+
+def _while_all_live(
+    pool: ProcessPoolExecutor, count: int, waiting: list[Job]
+) -> Generator[tuple[Job, Attempt], None, list[Job]]:
+    """Do jobs from the end of `waiting`, `count` at a time, until a worker dies, and the pool so.
+
+    Returns the jobs that were open then; nothing says which of them it was at.
+    """
+    running: dict[Future[Attempt], Job] = {}
+    lost: list[Job] = []
+    alive = True
+    while (waiting and alive) or running:
+        try:
+            while waiting and alive and len(running) < count:
+                running[pool.submit(_attempt_here, waiting[-1])] = waiting[-1]
+                waiting.pop()
+        except BrokenProcessPool:  # a worker died that had nothing to do
+            alive = False
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            job = running.pop(future)
+            if isinstance(future.exception(), BrokenProcessPool):
+                alive = False
+                lost.append(job)
+            else:
+                yield job, future.result()
+    return lost
 
 
 def _over_ray(
@@ -217,7 +258,8 @@ def _over_ray(
 ) -> Iterator[tuple[Job, Attempt]]:
     ray = _ray()
     with _cluster(ray, workers):
-        remotely = ray.remote(num_cpus=1)(_attempt)
+        # Ray itself gives a job to another worker when one dies
+        remotely = ray.remote(num_cpus=1, max_retries=DEATHS - 1)(_attempt)
         what, everywhere = ray.put(function), ray.put(shared)
         waiting, running = list(reversed(jobs)), {}
         while waiting or running:
@@ -256,7 +298,9 @@ def _cluster(ray: Any, workers: int | None) -> Iterator[None]:
     # nothing is reported to anybody, and local workers print nothing into ours
     here = {} if address else {"num_cpus": workers, "include_dashboard": False}
     environment = {"env_vars": ONE_THREAD}
-    with _environment({"RAY_USAGE_STATS_ENABLED": "0"}):
+    # by default Ray tries for ever what runs out of memory
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_task_oom_retries": str(DEATHS - 1)}
+    with _environment(settings):
         try:
             ray.init(
                 address or "local",

@@ -1,7 +1,8 @@
 """`admarket run`: record or reuse the replies, run the market, write the results folder.
 
 The folder is written beside its final place and moved there when it is complete, so a run that
-fails or is interrupted leaves what was there before.
+fails or is interrupted leaves what was there before. What is not finished yet is kept beside it,
+too (`experiments.unfinished`).
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ import polars as pl
 
 from agents.learners.base import Population
 from experiments.best_response import best_responses
-from experiments.periods import over_periods, plans_frame
+from experiments.learned import gains_of
+from experiments.periods import plans_frame
 from experiments.provenance import where
-from experiments.samples import SampleReply, sample_replies
+from experiments.report.wording import pool_measures
+from experiments.samples import SampleReply, sample_replies, save_samples
 from experiments.tables import last_quarter
+from experiments.unfinished import Unfinished, described
 from market.environment import LazyEngine, pools_of, titles
+from market.errors import Stopped
 from market.live import LiveReplies
 from market.model import MarketModel
 from market.result import Result
 from market.scenario import Scenario
+from market.sizes import check_rounds_fit
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
 from mechanisms.gibbs import check_weights
@@ -42,11 +48,14 @@ CONTENTS = (
     "figures/bids.png",
     "figures/market.png",
     "figures/periods.png",
+    "gains.parquet",
     "live_replies.parquet",
     "manifest.json",
     "plans.parquet",
+    "report-earlier.html",
     "report.html",
     "rounds.parquet",
+    "samples.json",
     "scenario.yaml",
     "summary.json",
 )
@@ -79,6 +88,7 @@ def run(
     pool: ReplyPool | None = None,
     say: Callable[[str], None] = lambda _: None,
     progress: bool = False,
+    unfinished: Unfinished | None = None,
 ) -> Run:
     """Run the scenario's market under its mechanism and those beside it, on the same requests.
 
@@ -88,7 +98,13 @@ def run(
         pool: candidate replies; default the scenario's.
         say: told in a line what is going on.
         progress: show progress bars (on a terminal only).
+        unfinished: where rounds are kept as they are played; the run goes on from what is there.
+
+    Raises:
+        Stopped: as `Unfinished.play`.
+        BadInput: more rounds than memory holds.
     """
+    check_rounds_fit(scenario)
     arms = [make_mechanism(arm.name, **arm.parameters) for arm in scenario.arms]
     engine = LazyEngine(scenario)
     given = pool is not None
@@ -99,16 +115,20 @@ def run(
         pool = traded[0]
     names = titles(pool)
     results, best, samples, pools, written, plans = [], [], {}, {}, [], {}
-    for mechanism, pool_of_arm in zip(arms, traded, strict=True):
+    for number, (mechanism, pool_of_arm) in enumerate(zip(arms, traded, strict=True)):
         check_weights(pool_of_arm)
         live = None
         if scenario.replies.source == "live" and not given:
-            live = LiveReplies.of(scenario, pool_of_arm, seed, mechanism.writing, engine)
-        say(f"market: {scenario.rounds} rounds x {scenario.replications} under {mechanism.name}")
+            journal = unfinished and unfinished.arm(number, mechanism.name)
+            live = LiveReplies.of(scenario, pool_of_arm, seed, mechanism.writing, engine, journal)
         model = MarketModel(
             scenario, seed, pool=pool_of_arm, live=live, mechanism=mechanism, titles=names
         )
-        result = model.run(progress=progress)
+        if unfinished is None:
+            say(described(model))
+            result = model.run(progress=progress)
+        else:
+            result = unfinished.play(model, number, progress)
         results.append(result)
         plans[mechanism.name] = model.platform.plans
         found = best_responses(mechanism.exact, pool_of_arm, population(scenario))
@@ -125,7 +145,8 @@ def run(
         pl.concat(best),
         samples,
         pools,
-        pl.concat(written, how="diagonal") if written else None,
+        # in one piece, since a file's bytes depend on the pieces
+        pl.concat(written, how="diagonal", rechunk=True) if written else None,
         plans_frame(plans),
     )
 
@@ -141,20 +162,38 @@ def population(scenario: Scenario) -> Population:
     )
 
 
-def write(finished: Run, folder: str | Path) -> Path:
+def write(finished: Run, folder: str | Path, unfinished: Unfinished | None = None) -> Path:
     """Write the results folder of DESIGN 5 and return the path of its report.
 
     An earlier run of the same scenario and seed is replaced, once the new folder is complete.
+
+    Args:
+        finished: the run.
+        folder: of the results.
+        unfinished: removed at last, since all that it holds is then in `folder`.
+
+    Raises:
+        BadInput: see `check_folder`.
+        Stopped: the folder cannot be written.
     """
     folder = Path(folder)
     check_folder(finished.scenario, finished.seed, folder)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        ready, old = Path(scratch) / "ready", Path(scratch) / "old"
-        ready.mkdir()
-        _fill(finished, ready)
-        if folder.exists():
-            folder.rename(old)
-        ready.rename(folder)
+    beside = folder.parent if unfinished is None else unfinished.folder
+    try:
+        with tempfile.TemporaryDirectory(dir=beside, prefix=f".{folder.name}-") as scratch:
+            ready, old = Path(scratch) / "ready", Path(scratch) / "old"
+            ready.mkdir()
+            _fill(finished, ready)
+            if folder.exists():
+                folder.rename(old)
+            ready.rename(folder)
+    except OSError as error:
+        words = "run it again" if unfinished is None else unfinished.way_on
+        raise Stopped(
+            f"cannot write {folder} ({error.strerror or error}); mend that, then {words}"
+        ) from None
+    if unfinished is not None:
+        unfinished.remove()
     return folder / "report.html"
 
 
@@ -211,6 +250,7 @@ def provenance(finished: Run) -> dict[str, Any]:
             and (found := make_mechanism(arm.name, **arm.parameters).estimates(pool))
         },
         "pool": {k: v for k, v in manifest.items() if k not in ("content_hash", "schema")},
+        "pools": _traded(finished),
         **where(),
     }
 
@@ -223,43 +263,56 @@ def least_ess(finished: Run) -> float:
     return min(recorded, float(finished.result.rounds["ess"].min()))
 
 
-def _fill(finished: Run, folder: Path) -> None:
-    from experiments import plots
-    from experiments.report import write_report
+def gains(finished: Run) -> pl.DataFrame:
+    """What advertisers could still gain at the bids they came to, under every mechanism."""
+    people, frame = population(finished.scenario), finished.result.advertisers
+    return pl.concat(
+        gains_of(
+            frame.filter(pl.col("mechanism") == arm.name),
+            make_mechanism(arm.name, **arm.parameters),
+            finished.pools.get(arm.name, finished.pool),
+            people,
+        )
+        for arm in finished.scenario.arms
+    )
 
-    result, manifest = finished.result, provenance(finished)
-    result.save(folder)
+
+def _traded(finished: Run) -> list[dict[str, Any]]:
+    """Of each pool, which mechanisms traded on it, its measures, and how it came about."""
+    names: dict[ReplyPool, list[str]] = {}
+    for arm in finished.scenario.arms:
+        names.setdefault(finished.pools.get(arm.name, finished.pool), []).append(arm.name)
+    return [
+        {
+            "mechanisms": traders,
+            "measures": pool_measures(pool),
+            "manifest": {
+                k: v for k, v in pool.manifest.items() if k not in ("content_hash", "schema")
+            },
+        }
+        for pool, traders in names.items()
+    ]
+
+
+def _fill(finished: Run, folder: Path) -> None:
+    """Write what a run leaves behind, and then the page that is made of these files alone."""
+    from experiments.report import build
+    from experiments.report.records import sha256_of
+
+    finished.result.save(folder)
     finished.best.write_parquet(folder / "best_responses.parquet")
+    gains(finished).write_parquet(folder / "gains.parquet")
+    save_samples(finished.samples, folder / "samples.json")
     if finished.live is not None:
         finished.live.write_parquet(folder / "live_replies.parquet")
-    (folder / "scenario.yaml").write_text(finished.scenario.to_yaml(), encoding="utf-8")
-    text = json.dumps(manifest, indent=2, sort_keys=True)
-    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
-    drawn = {
-        "bids": plots.bid_trajectories(result.advertisers, finished.best),
-        "market": plots.market_over_rounds(result.rounds),
-        "advertisers": plots.payments_and_roi(result.advertisers),
-    }
     if finished.plans is not None:
         finished.plans.write_parquet(folder / "plans.parquet")
-        values = [spec.value for spec in finished.scenario.advertisers]
-        drawn["periods"] = over_periods(finished.plans, titles(finished.pool), values)
-    figures = {
-        name: plots.save(figure, folder / "figures" / f"{name}.png")
-        for name, figure in drawn.items()
-    }
-    write_report(
-        folder,
-        title=f"Market {finished.scenario.name}, seed {finished.seed}",
-        scenario=finished.scenario.model_dump(mode="json"),
-        manifest=manifest,
-        result=result,
-        best=finished.best,
-        samples=finished.samples,
-        figures=figures,
-        pool=finished.pool,
-        plans=finished.plans,
-    )
+    (folder / "scenario.yaml").write_text(finished.scenario.to_yaml(), encoding="utf-8")
+    written = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    manifest = {**provenance(finished), "sha256": written}
+    text = json.dumps(manifest, indent=2, sort_keys=True)
+    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+    build(folder)
 
 
 def _samples(pool: ReplyPool, mechanism: Mechanism, result: Result, seed: int) -> list[SampleReply]:
@@ -270,6 +323,6 @@ def _samples(pool: ReplyPool, mechanism: Mechanism, result: Result, seed: int) -
 
 def settled_bids(result: Result) -> Floats:
     """(N,) mean bids over the last quarter of rounds and all replications."""
-    late = last_quarter(result.advertisers)
-    means = late.group_by("advertiser").agg(pl.col("bid").mean()).sort("advertiser")
-    return means["bid"].to_numpy()
+    late = last_quarter(result.advertisers).sort("replication", "round", "advertiser")
+    # not by group_by, whose sums depend on the number of threads in their last digits
+    return late["bid"].to_numpy().reshape(-1, late["advertiser"].n_unique()).mean(axis=0)

@@ -8,6 +8,7 @@ come from advertisers, who have a reason to forge them: every `Ad` is neutralise
 import hashlib
 import html
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -108,9 +109,10 @@ class Catalog:
         if spec == "bundled":
             return cls.bundled()
         folder = Path(spec)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # as opposed to `folder.is_dir()`, of any string
             raise BadInput(
-                f"no such folder, catalog {str(spec)!r}: name a folder (--catalog DIR) or 'bundled'"
+                f"no such folder, catalog {str(spec)!r:.200}: "
+                "name a folder (--catalog DIR) or 'bundled'"
             )
         is_gem_bench = (folder / "products.tsv").exists()
         return cls.gem_bench(folder) if is_gem_bench else cls.from_folder(folder)
@@ -241,7 +243,12 @@ def _known(what: str, wanted: Collection[str] | None, known: set[str]) -> set[st
 
 
 def _users(folder: Path) -> tuple[UserProfile, ...]:
-    return _records(folder / "users.jsonl", UserProfile, "id", "description")
+    users = _records(folder / "users.jsonl", UserProfile, "id", "description")
+    if not users:
+        raise BadInput(
+            f"no users, in {folder / 'users.jsonl'}: add one, or delete it for the bundled ones"
+        )
+    return users
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, str]]:

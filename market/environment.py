@@ -23,6 +23,7 @@ from market.audience import norms_of as norms_of  # of pools, which others look 
 from market.catalog import Ad, Catalog
 from market.retrieval import retrieve
 from market.scenario import Scenario
+from market.sizes import check_replies_fit
 from mechanisms.base import Mechanism
 from mechanisms.iamfm.short import with_short
 from mechanisms.insertion import PHRASES
@@ -67,7 +68,11 @@ def make_pool(
         norms: by which users judge; default those of `shared`, or of the replies themselves.
         engine: to record with; default one is opened if there is anything to record.
         shared: the scenario's own recording, with which users compare these replies.
+
+    Raises:
+        BadInput: more replies than memory holds, or what catalog, cache or LLM are short of.
     """
+    check_replies_fit(scenario)
     if scenario.replies.source == "synthetic":
         return ReplyPool.synthetic(
             scenario.requests.queries,
@@ -90,15 +95,16 @@ def make_pool(
         def kept(opened: Engine | None, name: str) -> Journaled | None:
             if opened is None:
                 return None
-            return stack.enter_context(
-                Journaled(opened, folder.with_name(f".{folder.name}.{name}"))
-            )
+            path = folder.with_name(f".{folder.name}.{name}")
+            return stack.enter_context(Journaled(opened, path, wait=say))
 
         journals = kept(engine.open(), "journal"), kept(engine.writer(scenario), "writer.journal")
-        judges = played(scenario, users, journals[0])
-        pool = record_pool(scenario, requests, judges, say, journals[0], salt, journals[1])
+        if not (folder / "manifest.json").exists():  # which another process may have recorded
+            judges = played(scenario, users, journals[0])
+            pool = record_pool(scenario, requests, judges, say, journals[0], salt, journals[1])
+            save_pool(pool, folder)
         # Read back, so that a first run sees exactly what later runs will.
-        pool = load_pool(save_pool(pool, folder))
+        pool = load_pool(folder)
         for journal in filter(None, journals):
             journal.delete()
     return pool

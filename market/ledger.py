@@ -9,15 +9,17 @@ have different columns; the docstrings of `rounds_frame` and `advertisers_frame`
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from agents import Advertiser
 from agents.tally import AMOUNTS, MEANS, TOLERANCE, Tally, Unbalanced
 from market.result import Result
+from mechanisms.errors import BadInput
 from mechanisms.pool import Floats
 
 __all__ = ["PER_ROUND", "Ledger", "Result"]
@@ -41,7 +43,8 @@ class Ledger:
     lies where `TMPDIR` says, which for long runs should be a disk.
 
     Every round's charges by advertiser must add up to what the platform asked for, less what it
-    forgave: looked into a chunk at a time, and before any frame is made.
+    forgave, and no budget may be overspent: looked into a chunk at a time, and before any frame is
+    made or any row handed out. (`agents.tally` looks into the rest of a round's books at once.)
 
     Args:
         label: what results call the run.
@@ -67,22 +70,29 @@ class Ledger:
         self.replications = replications
         self.requests_per_round = requests_per_round
         self.tau = tau
-        self.rounds = 0
         R, N = replications, len(self.advertisers)
         row = np.dtype(
             [("amounts", float, (len(RECORDED), R, N)), ("means", float, (len(MEANS), R))]
         )
         self._chunk = np.empty(max(1, CHUNK_BYTES // row.itemsize), row)
         self._amounts, self._means = self._chunk["amounts"], self._chunk["means"]
+        self._budgets = np.array([each.budget for each in self.advertisers], dtype=np.float64)
+        self._budgeted = bool(np.isfinite(self._budgets).any())
+        self._begin()
+
+    def _begin(self) -> None:
+        """No records."""
+        self.rounds = 0
         self._filled = 0  # rows of the chunk
         self._checked = 0  # of these
+        self._spent = np.zeros((self.replications, len(self.advertisers)))  # until then
         self._file: IO[bytes] | None = None
 
     def record(self, bids: Floats, tally: Tally) -> None:
         """Book a round: `bids` (R, N) as served, `tally` as settled.
 
         Raises:
-            Unbalanced: naming it, if an earlier round's charges do not add up.
+            Unbalanced: naming it, if an earlier round does not balance.
         """
         if self._filled == len(self._chunk):
             self._spill()
@@ -92,6 +102,40 @@ class Ledger:
         self._means[row] = tally.means
         self._filled += 1
         self.rounds += 1
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of a round's row."""
+        return self._chunk.dtype.itemsize
+
+    def rows(self, since: int = 0) -> NDArray[np.void]:
+        """(T,) rows of the rounds from `since` on, as recorded: `amounts` and `means`; a copy.
+
+        Raises:
+            Unbalanced: naming the first round that does not balance.
+        """
+        self._check()
+        late = [part[max(since - first, 0) :] for first, part in self._parts()]
+        return np.concatenate([part for part in late if len(part)] or late[-1:])
+
+    def restore(self, parts: Iterable[NDArray[np.void]]) -> None:
+        """Begin anew with the `rows` of a ledger of the same market, in order.
+
+        Raises:
+            BadInput: rows of another market.
+            Unbalanced: as `record`.
+        """
+        self._begin()
+        for part in parts:
+            if part.dtype != self._chunk.dtype:
+                raise BadInput("the rows are of another market; make it as it was made then")
+            while len(part):
+                if self._filled == len(self._chunk):
+                    self._spill()
+                fits, part = np.split(part, [len(self._chunk) - self._filled])
+                self._chunk[self._filled : self._filled + len(fits)] = fits
+                self._filled += len(fits)
+                self.rounds += len(fits)
 
     def latest(self, name: str) -> Floats:
         """(R,) last round's `name`, a column of `rounds`; NaN before the first round."""
@@ -200,11 +244,19 @@ class Ledger:
         self._filled = self._checked = 0
 
     def _check(self) -> None:
-        """Refuse rounds, of those not looked into yet, whose charges miss the revenue."""
+        """Refuse rounds, of those not looked into yet, that do not balance."""
         unseen = self._chunk[self._checked : self._filled]
-        charges, payments = (
-            unseen["amounts"][:, RECORDED.index(name)] for name in ("charges", "payments")
-        )
+        if not len(unseen):
+            return
+        charges = unseen["amounts"][:, RECORDED.index("charges")]
+        self._check_revenue(unseen, charges)
+        if self._budgeted:
+            self._check_budgets(charges)
+        self._checked = self._filled
+
+    def _check_revenue(self, unseen: NDArray[np.void], charges: Floats) -> None:
+        """Charges (T, R, N) add up to what the platform asked for."""
+        payments = unseen["amounts"][:, RECORDED.index("payments")]
         revenue = unseen["means"][:, MEANS.index("charged")] * self.requests_per_round
         gap = np.abs(charges.sum(axis=2) - revenue)
         # payments are not capped: where much was forgiven, rounding is of their size
@@ -212,17 +264,38 @@ class Ledger:
         lost = ~(gap <= TOLERANCE * size)
         if lost.any():
             row = int(lost.any(axis=1).argmax())
-            first = self.rounds - self._filled + self._checked
-            raise Unbalanced(f"round {first + row}: charges miss the revenue by {gap[row].max():g}")
-        self._checked = self._filled
+            raise Unbalanced(
+                f"round {self._number(row)}: charges miss the revenue by {gap[row].max():g}"
+            )
+
+    def _check_budgets(self, charges: Floats) -> None:
+        """No advertiser is charged more than its budget, all rounds together."""
+        spent = self._spent + np.cumsum(charges, axis=0)
+        over = ~(spent <= self._budgets * (1 + TOLERANCE))
+        if over.any():
+            row, r, i = np.argwhere(over)[0]
+            raise Unbalanced(
+                f"round {self._number(row)}: {self.advertisers[i].title} has paid "
+                f"{spent[row, r, i]:.10g} in replication {r}, of a budget of {self._budgets[i]:g}"
+            )
+        self._spent = spent[-1]
+
+    def _number(self, row: int) -> int:
+        """The round of a row, counted from the first that is not checked yet."""
+        return self.rounds - self._filled + self._checked + int(row)
+
+    def _parts(self) -> list[tuple[int, NDArray[np.void]]]:
+        """All rows, on disk and in memory, each with the round of its first."""
+        spilled = self.rounds - self._filled
+        parts = [(spilled, self._chunk[: self._filled])]
+        if self._file is not None:
+            self._file.flush()
+            rows = np.memmap(self._file, self._chunk.dtype, "r", shape=(spilled,))
+            parts.insert(0, (0, rows))
+        return parts
 
     def _table(self, kind: str, k: int) -> Floats:
         """(R, T, ...) the k-th record of a kind, of all rounds."""
         self._check()
-        parts = [self._chunk[: self._filled]]
-        spilled = self.rounds - self._filled
-        if self._file is not None:
-            self._file.flush()
-            parts.insert(0, np.memmap(self._file, self._chunk.dtype, "r", shape=(spilled,)))
-        by_round = np.concatenate([part[kind][:, k] for part in parts])
+        by_round = np.concatenate([part[kind][:, k] for _, part in self._parts()])
         return np.ascontiguousarray(by_round.swapaxes(0, 1))

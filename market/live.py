@@ -7,8 +7,9 @@ shows that outcomes agree with those of recorded mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from market.environment import LazyEngine, make_pool, make_requests, pools_of, w
 from market.scenario import Scenario
 from mechanisms.base import Mechanism
 from mechanisms.llm.base import Engine
+from mechanisms.llm.journal import Journaled
 from mechanisms.llm.streams import derived_seed
 from mechanisms.pool import Floats, Ints, ReplyPool
 from mechanisms.recording import Design, Request, Users, record
@@ -38,9 +40,12 @@ class LiveReplies:
 
     Attributes:
         asked: requests answered so far.
-        tables: by round, all replies written: `mechanisms.recording.measure.reply_table` with the
-            `round`, the `replication`, the `position` of the request among those of the
-            replication, `request` as an index into the recording, and whether it was `chosen`.
+        rounds: calls so far, each of which is a round.
+        tables: all replies written, one frame for each round or for many: columns are those of
+            `mechanisms.recording.measure.reply_table`, the `round`, the `replication`, the
+            `position` of the request among those of the replication, `request` as an index into
+            the recording, and whether it was `chosen`.
+        journals: where engines keep what they have done of a round (see `of`).
     """
 
     def __init__(
@@ -60,8 +65,9 @@ class LiveReplies:
         self.seed = seed
         self.num_advertisers = num_advertisers
         self.writer = writer
-        self.asked = 0
+        self.asked = self.rounds = 0
         self.tables: list[pl.DataFrame] = []
+        self.journals: list[Journaled] = []
 
     @classmethod
     def of(
@@ -71,6 +77,7 @@ class LiveReplies:
         seed: int,
         writing: Mapping[str, Any] | None = None,
         engines: LazyEngine | None = None,
+        journal: Path | None = None,
     ) -> LiveReplies:
         """Live replies to the requests of `pool`, the scenario's recording.
 
@@ -80,9 +87,11 @@ class LiveReplies:
             seed: of the run; the replies get one of their own from it.
             writing: how they are written, where not as the scenario says (`Mechanism.writing`).
             engines: default the scenario's.
+            journal: a folder where engines keep what they have done of the present round, so that a
+                run that is killed in it goes on in it.
 
         Raises:
-            BadInput: a pool that no LLM has recorded.
+            BadInput: a pool that no LLM has recorded, or a journal that cannot be written.
         """
         norms = norms_of(pool)
         engines = engines or LazyEngine(scenario)
@@ -93,15 +102,26 @@ class LiveReplies:
         users = audience(scenario, asking, compared, norms)
         if writing:
             scenario = written_by(scenario, writing)
-        return cls(
+        journals: list[Journaled] = []
+
+        def kept(engine: Engine | None, name: str) -> Engine | None:
+            if engine is None or journal is None:
+                return engine
+            journals.append(Journaled(engine, journal / name))
+            return journals[-1]
+
+        engine = kept(engines.open(), "journal")
+        live = cls(
             requests,
-            engines.open(),
-            played(scenario, users, engines.open()),
+            engine,
+            played(scenario, users, engine),
             scenario.replies.design,
             derived_seed(seed, "live", scenario.environment_seed),
             scenario.num_advertisers,
-            engines.writer(scenario),
+            kept(engines.writer(scenario), "writer.journal"),
         )
+        live.journals = journals
+        return live
 
     def replies(self, requests: Ints, bids: Floats) -> ReplyPool:
         """M fresh replies to each of `requests` (R, B), under `bids` (R * B, n) if they matter."""
@@ -128,10 +148,11 @@ class LiveReplies:
                 pl.Series("request", np.repeat(flat, M)),
                 pl.Series("replication", np.repeat(np.arange(R), B * M)),
                 pl.Series("position", np.tile(np.repeat(np.arange(B), M), R)),
-                pl.lit(len(self.tables)).alias("round"),
+                pl.lit(self.rounds).alias("round"),
                 pl.lit(False).alias("chosen"),
             )
         )
+        self.rounds += 1
         return pool
 
     def show(self, chosen: Ints) -> None:
@@ -141,9 +162,26 @@ class LiveReplies:
         shown = (np.arange(M) == chosen[:, None]).ravel()
         self.tables[-1] = table.with_columns(pl.Series("chosen", shown))
 
-    def table(self) -> pl.DataFrame:
-        """All replies written so far."""
-        return pl.concat(self.tables, how="diagonal")
+    def table(self, since: int = 0) -> pl.DataFrame:
+        """All replies written from round `since` on."""
+        late = [each for each in self.tables if each["round"][-1] >= since]
+        if not late:
+            return pl.DataFrame()
+        return pl.concat(late, how="diagonal", rechunk=True).filter(pl.col("round") >= since)
+
+    def snapshot(self) -> dict[str, Any]:
+        """How far it is; replies are `table`'s."""
+        return {"asked": self.asked, "rounds": self.rounds}
+
+    def restore(self, snapshot: Mapping[str, Any], tables: Iterable[pl.DataFrame]) -> None:
+        """Go on from a `snapshot`, and the replies written until then."""
+        self.asked, self.rounds = snapshot["asked"], snapshot["rounds"]
+        self.tables = [each for each in tables if each.height]
+
+    def settled(self) -> None:
+        """Told that the rounds so far are kept elsewhere: journals begin anew."""
+        for journal in self.journals:
+            journal.clear()
 
 
 def replies_for(

@@ -27,9 +27,9 @@ and in welfare, long after its budget is gone.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import mesa
@@ -41,6 +41,7 @@ from agents.learners import Feedback, Learner, Population
 from agents.platform import LiveSource
 from agents.streams import LEARNING, Arrivals, Dice, stream
 from agents.tally import Period, Tally
+from market.collector import RoundCollector
 from market.ledger import Ledger, Result
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
@@ -109,6 +110,12 @@ class MarketModel(mesa.Model):
     Raises:
         BadInput: no advertisers, or another number than the pool has; an unknown objective,
             mechanism, learner or parameter.
+
+    >>> from market import Scenario
+    >>> scenario = Scenario.from_yaml("synthetic").with_(rounds=3, replications=2)
+    >>> result = MarketModel(scenario, seed=0).run()
+    >>> result.rounds.height, result.advertisers.height
+    (6, 48)
     """
 
     def __init__(
@@ -177,18 +184,88 @@ class MarketModel(mesa.Model):
         self.learners_learn(tally)
         self.record(tally)
 
-    def run(self, rounds: int | None = None, progress: bool = False) -> Result:
+    def run(
+        self,
+        rounds: int | None = None,
+        progress: bool = False,
+        after_round: Callable[[], None] | None = None,
+    ) -> Result:
         """Play `rounds` more rounds (default: all that are left) and return all records.
 
         Args:
             rounds: at most as many as are left are played.
             progress: show a progress bar, on a terminal only.
+            after_round: called after every round, such as `market.checkpoint.Checkpoints`.
         """
         left = self.scenario.rounds - self.round
         count = left if rounds is None else min(rounds, left)
         for _ in tqdm(range(count), unit="round", disable=None if progress else True):
             self.step()
+            if after_round is not None:
+                after_round()
         return self.ledger.result()
+
+    def snapshot(self, since: int = 0) -> dict[str, Any]:
+        """All that a market made alike needs to go on from here, and to end with the same bytes.
+
+        Requests and dice belong to a seed and a round, and mechanisms keep nothing between rounds,
+        so that neither is in it. It is plain data (`agents.snapshots`) and a copy, but for the
+        replies of live mode, which are frames.
+
+        Args:
+            since: `records` are of the rounds from this one on; those before are kept elsewhere.
+
+        Raises:
+            BadInput: a learner that keeps what a snapshot cannot hold.
+            Unbalanced: naming the round, if records do not add up.
+        """
+        live = self.platform.live
+        return {
+            "round": self.round,
+            "steps": self.steps,
+            "bids": self.bids.copy(),
+            "account": self.account.totals.copy(),
+            "learners": [group.learner.snapshot() for group in self._groups],
+            "period": self._period.snapshot(),
+            "platform": self.platform.snapshot(),
+            "live": None if live is None else live.snapshot(),
+            "collected": self.datacollector.snapshot(),
+            "chance": [self.rng.bit_generator.state, self.random.getstate()],
+            "records": {
+                "rounds": [self.ledger.rows(since)],
+                "plans": [plan for plan in self.platform.plans if plan["round"] >= since],
+                "replies": [] if live is None else [live.table(since)],
+            },
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Go on from a `snapshot` with all `records`, whose parts may come from any iterable.
+
+        Raises:
+            BadInput: a snapshot of a market of another size, or with other learners.
+        """
+        there, here = snapshot["bids"].shape, self.bids.shape
+        if there != here or len(snapshot["learners"]) != len(self._groups):
+            raise BadInput(
+                f"the snapshot is of another market, bids {there} instead of {here}; make the "
+                "market as it was made then"
+            )
+        for group, learner in zip(self._groups, snapshot["learners"], strict=True):
+            group.learner.restore(learner)
+        self.round, self.steps = snapshot["round"], snapshot["steps"]
+        self.running = self.round < self.scenario.rounds
+        # in place: advertisers have views on both
+        self.bids[:] = snapshot["bids"]
+        self.account.totals[:] = snapshot["account"]
+        records = snapshot["records"]
+        self.ledger.restore(records["rounds"])
+        self._period.restore(snapshot["period"])
+        self.platform.restore(snapshot["platform"], records["plans"], self.round)
+        if self.platform.live is not None:
+            self.platform.live.restore(snapshot["live"], records["replies"])
+        self.datacollector.restore(snapshot["collected"])
+        self.rng.bit_generator.state, state = snapshot["chance"]
+        self.random.setstate(state)
 
     def requests_arrive(self) -> Ints:
         """(R, B) pool indices of the round's requests."""
@@ -318,38 +395,3 @@ class MarketModel(mesa.Model):
             tried[group.members, :width] = grid
             tried[group.members, width:] = grid[:, -1:]
         return tried
-
-
-class RoundCollector(mesa.DataCollector):
-    """Mesa's collector of a market, with entry k for round k in both model and agent records.
-
-    Mesa indexes model variables by list position and agents by `model.steps`, which is one more;
-    `batch_run` reads both by the same index. Rounds not collected hold None.
-    """
-
-    def __init__(self) -> None:
-        measures = ("revenue", "welfare", "user_satisfaction", "ads_per_reply")
-        amounts = ("bid", "bid_over_value", "utility", "spend", "roi")
-        super().__init__(
-            model_reporters={name: partial(_market_mean, name=name) for name in measures},
-            agent_reporters={name: partial(_advertiser_mean, name=name) for name in amounts},
-        )
-
-    def collect_round(self, model: MarketModel) -> None:
-        """Collect the round just played."""
-        for collected in self.model_vars.values():
-            collected.extend([None] * (model.round - 1 - len(collected)))
-        self.collect(model)
-        self._agent_records[model.round - 1] = self._agent_records.pop(model.steps)
-
-
-def _market_mean(model: MarketModel, name: str) -> float:
-    """Mean over replications of a column of `rounds`, last round."""
-    return float(model.ledger.latest(name).mean())
-
-
-def _advertiser_mean(agent: mesa.Agent, name: str) -> float | None:
-    """Mean over replications; None for the platform, and for ROI before anything is paid."""
-    amounts = getattr(agent, name, None)
-    known = None if amounts is None else amounts[np.isfinite(amounts)]
-    return None if known is None or not known.size else float(known.mean())

@@ -7,6 +7,7 @@ runs with different seeds meet the same market and share its recorded replies.
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -18,6 +19,7 @@ from pydantic import PositiveFloat as Positive
 from pydantic import PositiveInt as Count
 
 from agents.learners.registry import check_learner
+from market.reading import read_yaml
 from market.training import TrainingSpec
 from mechanisms.base import Mechanism
 from mechanisms.errors import BadInput
@@ -98,7 +100,7 @@ class RepliesSpec(_Strict):
             `temperature` (see `admarket doctor`).
         dtype: of its weights, `bf16` or `fp32`.
         per_request: M, candidate replies per request.
-        generation: `guided`, `reference`, `context` or `mixture`, see `mechanisms.recording`.
+        generation: how they are written, see `mechanisms.recording`.
         mention_rate: ρ of the reference policy.
         guided_rate: insertion probability of the other conditions.
         inline_rate: ε of the reference policy: bare titles in mid-sentence.
@@ -108,8 +110,7 @@ class RepliesSpec(_Strict):
         ad_llm: the Ad-LLM that writes by generation `auction`, bundled or a folder that `admarket
             train` wrote, with prompt, temperature and rules of its own; None: `model` as it is.
             Mechanism `llm-auction` names the one that it needs.
-        context_probe: requests on which context-aware generation is tried too, so that the manifest
-            reports what it would give; 0 for none.
+        context_probe: requests on which `context` is tried too, to be told of in the manifest.
     """
 
     source: Literal["recorded", "live", "synthetic"] = "recorded"
@@ -183,6 +184,7 @@ class GroupSpec(_Strict):
 
     Attributes:
         objective: `utility` or `value`.
+        count: how many.
         value: value per click, in money.
         target_roi: least value per unit paid; for value maximizers only.
         budget: most that may be spent in a run; None for no limit.
@@ -218,7 +220,7 @@ class Scenario(_Strict):
         mechanism: the market's mechanism.
         beside: further mechanisms that `admarket run` runs on the same requests and dice.
         users: who reads replies: behavioural, user-llm or content.
-        population: groups of advertisers; their sum is N.
+        population: groups of advertisers, N in all; by default six with hedge, six with pacing.
         environment_seed: draws queries, users and private values, and seeds the recording.
         training: how the Ad-LLM of its market is trained; None for the defaults.
     """
@@ -238,7 +240,6 @@ class Scenario(_Strict):
         GroupSpec(objective="utility", count=6, learner=Named(name="hedge")),
         GroupSpec(objective="value", count=6, learner=Named(name="pacing")),
     ]
-
     training: TrainingSpec | None = None
 
     def model_post_init(self, _: Any) -> None:
@@ -296,21 +297,12 @@ class Scenario(_Strict):
 
         Raises:
             BadInput: one line that names the file, the key and the mend.
+
+        >>> Scenario.from_yaml("synthetic").num_advertisers
+        8
         """
         path = locate(path)
-        try:
-            given = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BadInput(f"{path}: cannot be read ({error.strerror}); give a file") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            where = getattr(error, "problem_mark", None)
-            line = f", line {where.line + 1}" if where else ""
-            raise BadInput(f"{path}{line}: not valid YAML; check indentation and quotes") from None
-        if given is None:
-            given = {}
-        if not isinstance(given, dict):
-            raise BadInput(f"{path}: holds a {type(given).__name__}; give keys and values")
-        return cls.from_dict({"name": path.stem, **given}, source=str(path))
+        return cls.from_dict({"name": path.stem, **read_yaml(path)}, source=str(path))
 
     @classmethod
     def from_dict(cls, given: dict[str, Any], source: str = "scenario") -> Self:
@@ -382,7 +374,7 @@ def _in_words(error: ValidationError) -> str:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, BadInput):
         return str(cause)
-    key = ".".join(" ".join(str(part).split()) for part in first["loc"])
+    key = ".".join(" ".join(str(part).split())[:60] for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key; remove it or check its spelling"
     return f"{key}: {first['msg'].lower()}; got {first['input']!r:.60}"
@@ -391,10 +383,10 @@ def _in_words(error: ValidationError) -> str:
 def locate(path: str | Path) -> Path:
     """The scenario file at `path`, or the bundled one of that name."""
     given = Path(path)
-    if given.exists():
+    if os.path.exists(given):  # as opposed to `given.exists()`, of any string
         return given
     bundled = BUNDLED / f"{given}.yaml"
-    if given.name == str(given) and not given.suffix and bundled.exists():
+    if given.name == str(given) and not given.suffix and os.path.exists(bundled):
         return bundled
     names = ", ".join(sorted(each.stem for each in BUNDLED.glob("*.yaml")))
-    raise BadInput(f"{given}: no such scenario file; give a path, or one of: {names}")
+    raise BadInput(f"{given!s:.200}: no such scenario file; give a path, or one of: {names}")

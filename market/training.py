@@ -30,7 +30,23 @@ class StageSpec(_Strict):
 
 
 class IRPOSpec(_Strict):
-    """Attributes as those of `mechanisms.llm_auction.training.irpo.IRPOSettings`."""
+    """Iterative reward-preference optimisation; see `mechanisms.llm_auction.training.irpo`.
+
+    Attributes:
+        epochs: T.
+        deployed: requests answered in an epoch's first phase.
+        viewers: users who see each of these replies, and click or do not.
+        requests: requests sampled in its second phase.
+        samples: K, replies sampled per request.
+        margin: δ, by how much a loser's reward is lower.
+        beta: β of DPO, in 1 per nat of log-ratio.
+        likelihood: γ, weight of the winner's likelihood per token; 0 is the paper's.
+        passes: times each preference is met in an epoch.
+        batch: requests a step.
+        lr: highest learning rate of an epoch.
+        oracle: reward by the users' own click probabilities, without a pCTR model.
+        pctr_epochs: passes of the pCTR model over the clicks of one deployment.
+    """
 
     epochs: Count = 1
     deployed: Count = 160
@@ -48,7 +64,18 @@ class IRPOSpec(_Strict):
 
 
 class OnlineSpec(_Strict):
-    """Attributes as those of `mechanisms.llm_auction.training.online.OnlineSettings`."""
+    """Policy gradients from realised clicks; see `mechanisms.llm_auction.training.online`.
+
+    Attributes:
+        iterations: times the policy is deployed.
+        requests: requests answered in an iteration.
+        samples: K, replies to each.
+        batch: requests a step.
+        lr: learning rate, the same in all iterations.
+        clip: how far a ratio of probabilities may go from 1.
+        kl: weight of the divergence from where the stage started.
+        expected: reward by click probabilities instead of clicks.
+    """
 
     iterations: Count = 8
     requests: Count = 40
@@ -61,7 +88,12 @@ class OnlineSpec(_Strict):
 
 
 class RewardSpec(_Strict):
-    """The response reward: what an extra ad or a broken marker costs, in the unit of bids."""
+    """The response reward R: revenue at first price, less what is wrong with the reply.
+
+    Attributes:
+        user_weight: λ, what an extra ad or a broken marker costs, in the unit of bids.
+        unfinished: units of that for a reply that breaks off.
+    """
 
     user_weight: Annotated[float, Field(ge=0)] = 40.0
     unfinished: Annotated[float, Field(ge=0)] = 0.1
@@ -94,9 +126,9 @@ class TrainingSpec(_Strict):
         prose: how much a token counts in supervised training that decides nothing about ads.
         warm_start: demonstrations.
         distill: the ideal rule.
-        irpo: IRPO.
+        irpo: preferences among sampled replies.
         online: policy gradients.
-        reward: R.
+        reward: what training is after.
     """
 
     layout: Literal["full", "compact"] = "compact"

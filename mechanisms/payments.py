@@ -19,6 +19,9 @@ def first_price(bids: Floats, itctr: Floats) -> Floats:
     Args:
         bids: (..., n) per click.
         itctr: (..., n) click rate x_i.
+
+    >>> first_price(np.array([2.0, 1.0]), np.array([0.3, 0.1]))
+    array([0.6, 0.1])
     """
     return bids * itctr
 
@@ -46,6 +49,12 @@ def rochet(
         log_z_without: (...) `log Z(r_−i)`.
         tau: weight of the KL term, in money per nat.
         offset: whether advertisers get `tau·log Z(r_−i)` taken off their utility.
+
+    Of two replies one is worth 1 to the only bidder, which utility ln((e + 1) / 2) is left to:
+
+    >>> z = np.log((np.e + 1) / 2)
+    >>> rochet(np.array([np.e / (np.e + 1)]), np.array([z]), np.array([0.0]), tau=1.0).round(4)
+    array([0.1109])
     """
     if not offset:
         return declared - tau * log_z
@@ -74,6 +83,11 @@ def vcg(welfare: Floats, own: Floats, chosen: Ints) -> Floats:
         welfare: (..., S) W of every outcome, -inf for one that is not feasible.
         own: (..., S, n) declared value v_i of every outcome.
         chosen: (...) index of the outcome s* of greatest welfare.
+
+    Two bidders for one place, worth 5 and 3 to them:
+
+    >>> vcg(np.array([5.0, 3.0]), np.array([[5.0, 0.0], [0.0, 3.0]]), np.array(0))
+    array([3., 0.])
     """
     others = welfare[..., None] - own
     at_choice = np.take_along_axis(others, chosen[..., None, None], axis=-2)[..., 0, :]
@@ -92,6 +106,9 @@ def gsp(bids: Floats, stand_alone: Floats, winners: Bools, reserve: float = 0.0)
         stand_alone: (..., n) q_i, the click rate of ad i shown alone.
         winners: (..., n) who is shown.
         reserve: least price per click.
+
+    >>> gsp(np.array([3.0, 2.0, 1.0]), np.full(3, 0.1), np.array([True, True, False]))
+    array([2., 1., 0.])
     """
     n = bids.shape[-1]
     scores = bids * stand_alone

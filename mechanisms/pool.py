@@ -103,6 +103,12 @@ class ReplyPool:
         Raises:
             BadInput: wrong shapes, NaN or infinite entries, probabilities outside [0, 1], clicks on
                 ads that are not exposed, no replies (M = 0) or no requests (B = 0).
+
+        One request, three replies, two ads:
+
+        >>> pool = ReplyPool.from_arrays([[[0.0, 0.0], [0.3, 0.0], [0.0, 0.2]]])
+        >>> pool.shape, pool.effective_sample_size
+        ((1, 3, 2), array([3.]))
         """
         ctr = _array("ctr", ctr)
         if ctr.ndim != 3:

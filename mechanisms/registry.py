@@ -35,9 +35,12 @@ MECHANISMS: dict[str, type[Mechanism]] = {
 
 
 def make_mechanism(name: str, **parameters: Any) -> Mechanism:
-    """A mechanism by its name, for example `make_mechanism("mosaic", tau=0.3)`.
+    """A mechanism by its name.
 
     The mechanism's `parameters` gives back all its parameters, defaults included.
+
+    >>> make_mechanism("gsp", slots=2).parameters
+    {'slots': 2, 'reserve': 0.0}
 
     Raises:
         BadInput: a name or parameter that does not exist, a parameter missing, or a bad value.

@@ -8,13 +8,15 @@ an objective and an account, with a view on that state.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.snapshots import restore_to, snapshot_of
 from mechanisms.errors import BadInput
 from mechanisms.pool import Floats
 
@@ -109,8 +111,9 @@ class Learner(ABC):
 
     Subclasses set `name` and `feedback`, implement `bids` and `learn`, and keep all that changes in
     `self.state`, a dict of arrays, so that a checkpoint is `state` and the generator, nothing else.
-    Learners whose `bids` draw at random also give their `strategy`; those that have somewhere to
-    start from, `start_at`.
+    (A checkpoint takes every attribute, so a learner that keeps numbers or arrays elsewhere goes on
+    just as well; see `snapshot`.) Learners whose `bids` draw at random also give their `strategy`;
+    those that have somewhere to start from, `start_at`.
     """
 
     name: ClassVar[str]
@@ -149,6 +152,26 @@ class Learner(ABC):
                 another shape, negative or not finite.
         """
         raise BadInput(f"{self.name} has no starting point; its bids are always the same")
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that may have changed since it was made: every attribute, of which `restore` is told.
+
+        Attributes are numbers, text, arrays, generators, and lists, tuples and dicts of these;
+        frozen dataclasses, such as the population, are taken to be constants. A learner that keeps
+        anything else (a neural network, say) overrides both methods.
+
+        Raises:
+            BadInput: an attribute that is none of these.
+        """
+        return snapshot_of(self, f"learner {self.name}")
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Go on from a `snapshot` of a learner that was made with the same arguments.
+
+        Raises:
+            BadInput: a snapshot of another kind of learner.
+        """
+        restore_to(self, snapshot, f"learner {self.name}")
 
     @abstractmethod
     def bids(self) -> Floats:

@@ -12,6 +12,7 @@ VALUE_GRID = 3.0
 """Top of a value maximizer's grid, in truthful bids; a utility maximizer's is `UTILITY_REACH`, for
 it never gains above v. Value maximizers under Rochet payments are charged less than they bid and
 settle at up to 2 (measured); a wider grid would be coarser."""
+MOST_BIDS = 10_000
 
 
 def bid_grid(
@@ -22,7 +23,7 @@ def bid_grid(
     Args:
         learner: whose grid it is, for messages.
         population: the N advertisers.
-        grid_size: G, at least 2.
+        grid_size: G, from 2 to `MOST_BIDS`.
         max_multiple: default 1.5 for utility and 3 for value maximizers.
 
     Raises:
@@ -30,6 +31,8 @@ def bid_grid(
     """
     if isinstance(grid_size, bool) or int(grid_size) != grid_size or grid_size < 2:
         raise BadInput(f"{learner}: grid_size must be an integer >= 2; got {grid_size}")
+    if grid_size > MOST_BIDS:
+        raise BadInput(f"{learner}: grid_size is {grid_size}; give at most {MOST_BIDS}")
     if max_multiple is not None and not 0 < max_multiple < np.inf:
         raise BadInput(f"{learner}: max_multiple must be positive and finite; got {max_multiple}")
     vm = population.value_maximizer

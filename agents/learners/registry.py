@@ -54,6 +54,12 @@ def make_learner(
 
     Raises:
         BadInput: an unknown name or parameter (the message lists the valid ones), or a bad value.
+
+    A utility maximizer with value 2, no target and no budget:
+
+    >>> people = Population(*np.array([[2.0], [False], [1.0], [np.inf]]))
+    >>> make_learner("shading", people, 1, np.random.default_rng(0), factor=0.5).bids()
+    array([[1.]])
     """
     check_learner(name, parameters)
     if replications < 1:

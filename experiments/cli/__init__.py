@@ -16,6 +16,8 @@ import typer
 
 from experiments.cli import markets, questions, tools  # noqa: F401 (they register their commands)
 from experiments.cli.options import app, say
+from experiments.interrupts import terminable
+from market.errors import Stopped
 from mechanisms.errors import BadInput
 from mechanisms.gibbs import LowEffectiveSampleSize
 
@@ -31,9 +33,13 @@ def main() -> None:
     # A market checks its weights every round; once is enough.
     warnings.simplefilter("once", LowEffectiveSampleSize)
     try:
-        sys.exit(app(standalone_mode=False))
+        with terminable():
+            sys.exit(app(standalone_mode=False))
+    except Stopped as stopped:
+        say(f"admarket: {stopped}")
+        sys.exit(1)
     except BadInput as error:
-        say(f"admarket: {error}")
+        say(f"admarket: {' '.join(str(error).splitlines())}")  # it may quote a path of two lines
         sys.exit(2)
     except USAGE_ERROR as error:
         say(f"admarket: {' '.join(error.format_message().split())} (see admarket --help)")

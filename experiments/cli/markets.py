@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from experiments import tracking
 from experiments.cli.options import (
     CatalogOption,
     OutOption,
@@ -16,24 +18,90 @@ from experiments.cli.options import (
     load,
     say,
 )
+from mechanisms.errors import BadInput
 
 
 @app.command()
 def run(
+    context: typer.Context,
     scenario: ScenarioArgument = "default",
     seed: SeedOption = 0,
     out: OutOption = None,
     catalog: CatalogOption = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Go on with the unfinished run of this results folder, and of its scenario.",
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0, help="Seconds between checkpoints; 0 for none.")
+    ] = 5.0,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="Log the finished run to this MLflow, too."),
+    ] = None,
 ) -> None:
-    """Run a market and write its results folder, ending with the report's path."""
-    from experiments import run as running
+    """Run a market and write its results folder, ending with the report's path.
 
-    described = load(scenario, catalog)
-    folder = out or Path("results") / f"{described.name}-seed{seed}"
+    A run that was stopped, by whatever, goes on where it was when it is run again.
+    """
+    from experiments import run as running
+    from experiments.unfinished import Unfinished, begun
+    from market.errors import Stopped
+
+    if mlflow is not None:
+        tracking.check_mlflow()
+    if resume is None:
+        described = load(scenario, catalog)
+        folder = out or Path("results") / f"{described.name}-seed{seed}"
+    else:
+        _refuse_beside_resume(context, ("scenario", "seed", "out", "catalog"))
+        folder, described, seed = begun(resume)
     running.check_folder(described, seed, folder)
-    finished = running.run(described, seed, say=say, progress=True)
-    say("figures and report")
-    print(running.write(finished, folder))
+    kept = resume is not None or checkpoint_every > 0
+    work = (
+        Unfinished(folder, described, seed, every=checkpoint_every, say=say)
+        if kept
+        else contextlib.nullcontext()
+    )
+    with work as unfinished:
+        try:
+            finished = running.run(described, seed, say=say, progress=True, unfinished=unfinished)
+            say("figures and report")
+            page = running.write(finished, folder, unfinished)
+        except KeyboardInterrupt:
+            if unfinished is None:
+                raise
+            raise Stopped(f"interrupted; {unfinished.way_on}") from None
+    _conclude(page, mlflow)
+
+
+def _conclude(report: Path, tracking_uri: str | None) -> None:
+    """Log the run where that is asked for, and end with the report's path."""
+    if tracking_uri is not None:
+        say(f"logging to MLflow: run {tracking.log_to_mlflow(report.parent, tracking_uri)}")
+    print(report)
+
+
+def _refuse_beside_resume(context: typer.Context, names: tuple[str, ...]) -> None:
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise BadInput(f"--resume finds scenario, seed and folder by itself; drop {name}")
+
+
+@app.command()
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A results folder of `admarket run`.")
+    ],
+) -> None:
+    """Draw the figures and write the page of a finished run again, from its files alone."""
+    from experiments.report import rebuild
+
+    print(rebuild(folder, say))
 
 
 @app.command()
@@ -60,3 +128,22 @@ def record(
         print(f"content_hash {pool.content_hash}")
         if out is not None:
             print(save_pool(pool, out if not number else out.with_name(f"{out.name}-{number}")))
+
+
+@app.command()
+def dashboard(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DIR|SCENARIO]",
+            help="A results folder, a scenario file or a bundled scenario; default the default "
+            "market, or the synthetic one while no replies are recorded.",
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for one that is free.")] = 8765,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Open no browser.")] = False,
+) -> None:
+    """Play and change a market in the browser, or look at a finished run."""
+    from experiments.dashboard.server import serve
+
+    serve(source, port, open_browser=not no_open, say=say)

@@ -79,7 +79,15 @@ def equilibrium(
 
 @app.command()
 def compare(
-    scenario: ScenarioArgument = "default",
+    context: typer.Context,
+    subjects: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SCENARIO | DIR DIR...]",
+            help="A scenario file or the name of a bundled one (default: default); or folders of "
+            "finished runs, to put side by side.",
+        ),
+    ] = None,
     mechanism: MechanismOption = None,
     share: Annotated[
         list[float] | None, typer.Option(help="A share of value maximizers, repeatable.")
@@ -96,10 +104,20 @@ def compare(
     seed: SeedOption = 0,
     out: OutOption = None,
 ) -> None:
-    """Map mechanisms against the share of value maximizers and learners, at their equilibria."""
+    """Map mechanisms against shares of value maximizers and learners, or put runs side by side.
+
+    Of a scenario: mechanisms, shares and learners at their equilibria. Of two or more results
+    folders of `admarket run`: what differs between them, and by how much.
+    """
+    given = subjects or ["default"]
+    if len(given) > 1:
+        print(_side_by_side(context, given, out))
+        return
+    if Path(given[0]).is_dir():
+        raise BadInput(f"{given[0]} is a folder; give a scenario, or two or more folders of runs")
     from experiments.compare import run_compare
 
-    described = load(scenario, catalog)
+    described = load(given[0], catalog)
     folder = out or Path("results") / f"compare-{described.name}-seed{seed}"
     print(
         run_compare(
@@ -108,6 +126,28 @@ def compare(
             draws=draws, rounds=rounds, starts=starts, executor=executor, workers=workers,
         )
     )  # fmt: skip
+
+
+def _side_by_side(context: typer.Context, given: list[str], out: Path | None) -> Path:
+    """The page of finished runs; options that make new ones are refused.
+
+    Raises:
+        BadInput: something given is no folder, or an option speaks of a scenario.
+    """
+    folders = [Path(each) for each in given]
+    for folder in folders:
+        if not folder.is_dir():
+            raise BadInput(
+                f"{folder}: no such folder; give one scenario, or two or more folders of runs"
+            )
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in ("subjects", "out") and source is not None and source.name == "COMMANDLINE":
+            raise BadInput(f"--{name} is for a scenario; folders of runs are compared as they are")
+    from experiments.side_by_side import side_by_side
+
+    names = "-".join(folder.resolve().name for folder in folders)
+    return side_by_side(folders, out or Path("results") / f"side-by-side-{names:.80}")
 
 
 @app.command()

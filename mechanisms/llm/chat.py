@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from mechanisms.errors import BadInput
-from mechanisms.llm.weights import locate
+from mechanisms.llm.weights import loading, locate
 
 _LIKE_TAG = re.compile(r"<[^<>\s]+>").fullmatch
 
@@ -28,7 +28,9 @@ class ChatTokenizer:
     def __init__(self, model: str) -> None:
         from transformers import AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(locate(model))
+        path = locate(model)
+        with loading(model):
+            self.tokenizer = AutoTokenizer.from_pretrained(path)
         if self.tokenizer.eos_token_id is None or not self.tokenizer.chat_template:
             raise BadInput(
                 f"model {model} has no chat template or no end-of-turn token; choose a chat model "

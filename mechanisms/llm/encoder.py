@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mechanisms.llm.weights import locate
+from mechanisms.llm.weights import loading, locate
 
 
 class TextEncoder:
@@ -20,8 +20,9 @@ class TextEncoder:
         path = locate(model)
         self.model = model
         self.max_tokens = max_tokens
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.network = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
+        with loading(model):
+            self.tokenizer = AutoTokenizer.from_pretrained(path)
+            self.network = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str], batch: int = 64) -> NDArray[np.float64]:

@@ -32,6 +32,7 @@ from mechanisms.llm.base import (
     Samples,
     Scores,
 )
+from mechanisms.llm.locking import open_locked
 from mechanisms.llm.weights import identity
 
 LOG = logging.getLogger(__name__)
@@ -50,14 +51,20 @@ class Journaled:
 
     A guide is not part of it (calls that differ in nothing else are told apart by their order): it
     is shown the journal's replies again, and must write into them what it wrote then. A call that
-    broke off with an error may be made again, with a fresh guide. A process that finds the journal
-    in use by another works without: both then come out right, and only the first can be resumed.
+    broke off with an error may be made again, with a fresh guide.
+
+    A process that finds the journal in use by another works without: both then come out right, and
+    only the first can be resumed. Where `wait` is given, it is told so in a line and the process
+    waits until the other is through, or dead, and has the journal then: whoever waits has to look
+    whether there is anything left to do.
 
     Raises:
         BadInput: `path` cannot be written, or is not a journal; later, if the disk is full.
     """
 
-    def __init__(self, engine: Engine, path: str | Path) -> None:
+    def __init__(
+        self, engine: Engine, path: str | Path, wait: Callable[[str], None] | None = None
+    ) -> None:
         self.engine = engine
         self.path = Path(path)
         self._engine_id = [type(engine).__name__, *identity(engine.model)]
@@ -68,7 +75,7 @@ class Journaled:
         self._known: dict[str, dict[int, Any]] = {}
         self._guided: Counter[str] = Counter()
         self._end = 0
-        self._file = _open(self.path)
+        self._file = open_locked(self.path, wait)
         if self._file is not None:
             try:
                 self._read(self._file)
@@ -98,6 +105,15 @@ class Journaled:
         if self._file is not None:
             self.path.unlink(missing_ok=True)
         self.close()
+
+    def clear(self) -> None:
+        """Begin anew, once all results so far are kept elsewhere."""
+        with self._guard:
+            self._known.clear()
+            self._guided.clear()
+            if self._file is not None:
+                self._end = len(HEADER)
+                os.ftruncate(self._file.fileno(), self._end)
 
     def generate(
         self,
@@ -310,42 +326,6 @@ class _Work:
         there = self.reported | self.found.keys()
         if rest := {p: row for p, row in enumerate(results) if p not in there}:
             self.done(rest)
-
-
-def _open(path: Path) -> BinaryIO | None:
-    """Open `path` for reading and writing, and lock it; None if that cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
-            if refused := _lock(file):
-                file.close()
-                LOG.warning(
-                    "journal %s: %s; working without, so this run cannot be resumed", path, refused
-                )
-                return None
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                    return file
-            file.close()  # its last owner removed it between our opening and our locking
-    except OSError as error:
-        raise BadInput(
-            f"cannot write journal {path} ({error.strerror}); "
-            "set ADMARKET_CACHE to a folder that you can write to"
-        ) from None
-
-
-def _lock(file: BinaryIO) -> str | None:
-    """Lock `file` for us alone until it is closed; returns why not."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "another process is recording the same"
-    except (ImportError, OSError) as error:
-        return f"it cannot be locked ({getattr(error, 'strerror', None) or error})"
-    return None
 
 
 def _checksum(body: bytes) -> bytes:

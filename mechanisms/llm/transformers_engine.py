@@ -25,7 +25,7 @@ from mechanisms.llm.continuation import check_draw, check_replies
 from mechanisms.llm.decoding import Row, choose, compact
 from mechanisms.llm.prefix import NAME as SHARED_PREFIX
 from mechanisms.llm.prefix import SharedPrefixCache
-from mechanisms.llm.weights import locate
+from mechanisms.llm.weights import loading, locate
 from mechanisms.llm_auction.prompt import SYMBOLS
 
 SCORED_TOKENS = 3072  # scored at once: more would not fit the caches of a CPU core
@@ -64,11 +64,12 @@ class TransformersEngine(ChatTokenizer):
         path = locate(model)
         super().__init__(model)
         # An adapter is added to the weights as stored, and rounded with them.
-        self.network = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype="auto" if adapter else DTYPES[dtype],
-            attn_implementation=SHARED_PREFIX,
-        )
+        with loading(model):
+            self.network = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype="auto" if adapter else DTYPES[dtype],
+                attn_implementation=SHARED_PREFIX,
+            )
         if getattr(self.network.config, "sliding_window", None):
             raise BadInput(
                 f"model {model} uses sliding-window attention, which this engine does not serve; "

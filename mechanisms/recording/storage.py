@@ -1,18 +1,22 @@
 """A pool on disk: two Parquet tables and a manifest, and nothing that is ever executed.
 
 `replies.parquet` has a row per reply, with the arrays of the pool as columns; `requests.parquet` a
-row per request. `manifest.json` names the content hash, which is checked on loading.
+row per request. `manifest.json` names the content hash, which is checked on loading, and a checksum
+of each table and of itself: the content hash leaves out whose queries and whose titles these are,
+and tables are checked before they are read, for a damaged one may claim any size.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +29,14 @@ from mechanisms.pool import ReplyPool
 SCHEMA = 1
 _PER_REPLY = ("log_ref", "log_gen", "quality", "malformed")
 _PER_AD = ("ctr", "exposure")
-_FILES = ("manifest.json", "replies.parquet", "requests.parquet")
-_DAMAGE = (OSError, AttributeError, KeyError, TypeError, ValueError)  # BadInput is a ValueError
+_TABLES = ("replies.parquet", "requests.parquet")
+_FILES = ("manifest.json", *_TABLES)
+_SUMS = "sha256"
+"""Checksums in the manifest, by file; pools of before have none, and are known by their content."""
+_DAMAGE = (
+    *(OSError, AttributeError, KeyError, TypeError, ValueError),  # BadInput is a ValueError
+    *(RecursionError, pl.exceptions.PolarsError, pl.exceptions.PanicException),
+)
 
 
 def save_pool(pool: ReplyPool, folder: str | Path) -> Path:
@@ -68,6 +78,8 @@ def save_pool(pool: ReplyPool, folder: str | Path) -> Path:
         requests.with_columns(_lists("pool_ads", pool.ads)).write_parquet(
             scratch / "requests.parquet"
         )
+        sums = {name: _sum((scratch / name).read_bytes()) for name in _TABLES}
+        manifest[_SUMS] = {**sums, "manifest.json": _sum(_canonical(manifest))}
         text = json.dumps(manifest, indent=2, sort_keys=True)
         (scratch / "manifest.json").write_text(text + "\n", encoding="utf-8")
         os.chmod(scratch, 0o755)
@@ -86,12 +98,13 @@ def load_pool(folder: str | Path) -> ReplyPool:
     folder = Path(folder)
     try:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
+        _check_sums(folder, manifest)
         pool = _read(folder, manifest) if manifest["schema"] == SCHEMA else None
         intact = pool is None or pool.content_hash == manifest["content_hash"]
     except FileNotFoundError:
         missing = next((name for name in _FILES if not (folder / name).exists()), "a file")
         raise BadInput(f"{folder} holds no pool ({missing} is missing); record one") from None
-    except (*_DAMAGE, pl.exceptions.PolarsError) as error:
+    except _DAMAGE as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(f"pool {folder} is damaged ({first}); delete it and record again") from None
     if pool is None:
@@ -102,6 +115,27 @@ def load_pool(folder: str | Path) -> ReplyPool:
     if not intact:
         raise BadInput(f"pool {folder} does not match its content hash; delete it and record again")
     return pool
+
+
+def _check_sums(folder: Path, manifest: dict[str, Any]) -> None:
+    """Take the checksums out of `manifest`, and refuse files that they do not fit."""
+    sums = manifest.pop(_SUMS, None)
+    if sums is None:
+        return
+    for name in _FILES:
+        held = _canonical(manifest) if name == "manifest.json" else (folder / name).read_bytes()
+        if _sum(held) != sums[name]:
+            raise BadInput(f"{name} does not match its checksum")
+
+
+def _canonical(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest but for its checksums, in bytes that do not depend on how it was written."""
+    held = {key: value for key, value in manifest.items() if key != _SUMS}
+    return json.dumps(held, sort_keys=True).encode()
+
+
+def _sum(held: bytes) -> str:
+    return hashlib.sha256(held).hexdigest()
 
 
 def _read(folder: Path, manifest: dict[str, Any]) -> ReplyPool:

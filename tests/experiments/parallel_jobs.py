@@ -35,6 +35,17 @@ def die(job, shared):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_once(job, shared):
+    """Leaves a mark for each time it is called; job 3 kills its worker the first time."""
+    with Path(shared).open("a") as file:
+        file.write(f"{job[0]}\n")
+    killed = Path(shared).with_name("killed")
+    if job[0] == 3 and not killed.exists():
+        killed.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [job[0], os.getpid()]
+
+
 def count(job, shared):
     """Leaves a mark for each time it is called."""
     with Path(shared).open("a") as file:

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,38 @@ def test_bad_input_stays_bad_input(executor):
         run_all(jobs.refuse, [("mosaic",)], executor=executor, workers=1)
 
 
-def test_a_worker_that_dies_is_said_so():
-    with pytest.raises(JobFailed, match="worker process died"):
+def killed_mid_sweep(tmp_path, executor):
+    """A sweep of 6 jobs by two workers, one of which gets SIGKILL over the third."""
+    kept, marks = Kept(tmp_path / "kept", ""), tmp_path / "marks"
+    todo = [(k,) for k in range(1, 7)]
+    found = run_all(jobs.die_once, todo, str(marks), executor=executor, workers=2, kept=kept)
+    assert [k for k, _ in found] == [1, 2, 3, 4, 5, 6]
+    assert [kept.load(jobs.die_once, job).result for job in todo] == found
+    times = Counter(map(int, marks.read_text().split()))
+    victim = int((tmp_path / "killed").read_text())
+    assert times[3] == 2 and victim not in {pid for _, pid in found[2:]}
+    return times, {pid for _, pid in found}
+
+
+def test_a_worker_that_is_killed_costs_nothing_that_was_finished(tmp_path, caplog):
+    times, _ = killed_mid_sweep(tmp_path, "processes")
+    again = {job for job, count in times.items() if count > 1}
+    assert len(again) <= 2  # what the two workers were at
+    [said] = [record.message for record in caplog.records]
+    assert said.startswith("a worker process died (out of memory?); done again: ")
+    assert "job 3" in said
+
+
+def test_a_ray_worker_that_is_killed_costs_nothing_that_was_finished(tmp_path):
+    """On a cluster of two workers on this machine."""
+    pytest.importorskip("ray")
+    times, workers = killed_mid_sweep(tmp_path, "ray")
+    assert {job for job, count in times.items() if count > 1} == {3}
+    assert os.getpid() not in workers
+
+
+def test_a_job_that_kills_every_worker_is_given_up_and_named():
+    with pytest.raises(JobFailed, match="job 1: a worker process died 3 times while it was open"):
         run_all(jobs.die, [(1,), (2,)], executor="processes", workers=1)
 
 
@@ -92,10 +123,11 @@ def test_what_is_kept_belongs_to_its_content_and_its_program(tmp_path, monkeypat
     assert calls("pool 2") == 3
 
 
-def test_a_file_that_was_cut_off_is_done_again(tmp_path):
+@pytest.mark.parametrize("text", ['{"job": [1], "res', "", "[]", '{"job": [1]}', "\x80"])
+def test_a_file_that_is_damaged_is_done_again(tmp_path, text):
     kept = Kept(tmp_path / "kept", "")
     run_all(jobs.count, [(1,)], str(tmp_path / "marks"), kept=kept)
-    kept.path(jobs.count, (1,)).write_text('{"job": [1], "res')
+    kept.path(jobs.count, (1,)).write_text(text, encoding="latin-1")
     found = run_all(jobs.count, [(1,)], str(tmp_path / "marks"), kept=kept)
     assert found == [{"square": 1, "third": 1 / 3}]
 

@@ -14,7 +14,7 @@ import torch
 
 from agents.users import BehaviouralUsers
 from mechanisms.errors import BadInput
-from mechanisms.llm import journal
+from mechanisms.llm import journal, locking
 from mechanisms.llm.base import END, Mixed, Sample
 from mechanisms.llm.journal import HEADER, Journaled
 from mechanisms.llm.mixture import generate_mixture
@@ -378,15 +378,15 @@ def test_two_recorders_at_once(engine, path, caplog):
 def test_a_journal_that_its_owner_removes_while_we_wait(engine, path, monkeypatch):
     """We must not lock, and write, a file that is no longer there."""
     path.write_bytes(HEADER)
-    lock, tries = journal._lock, []
+    lock, tries = locking._lock, []
 
-    def late(file):
+    def late(file, wait):
         if not tries:
             path.unlink()
         tries.append(file.name)
-        return lock(file)
+        return lock(file, wait)
 
-    monkeypatch.setattr(journal, "_lock", late)
+    monkeypatch.setattr(locking, "_lock", late)
     with Journaled(engine, path):
         assert path.read_bytes() == HEADER
     assert len(tries) == 2

@@ -43,6 +43,15 @@ def saved(tmp_path):
     return save_pool(make(), tmp_path / "pool")
 
 
+@pytest.fixture
+def unsummed(saved):
+    """A pool as it was saved before there were checksums."""
+    manifest = json.loads((saved / "manifest.json").read_text())
+    del manifest["sha256"]
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    return saved
+
+
 def refusal(folder):
     with pytest.raises(BadInput) as caught:
         load_pool(folder)
@@ -134,22 +143,48 @@ def test_truncated_file(saved, name):
         assert "damaged" in refusal(saved)
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_flipped_bytes(saved, name):
-    """A flipped byte is refused, or did not matter: never another pool, never a traceback."""
-    whole, expected = (saved / name).read_bytes(), make().content_hash
+def flipped(whole):
     for at in np.linspace(0, len(whole) - 1, 60).astype(int):
         broken = bytearray(whole)
         broken[at] ^= 0xFF
+        yield bytes(broken)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_flipped_byte_is_refused(saved, name):
+    for broken in flipped((saved / name).read_bytes()):
         (saved / name).write_bytes(broken)
+        assert f"{name} does not match its checksum" in refusal(saved)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_flipped_bytes_without_checksums(unsummed, name):
+    """They are refused, or did not matter: never another pool, never a traceback."""
+    expected = make().content_hash
+    for broken in flipped((unsummed / name).read_bytes()):
+        (unsummed / name).write_bytes(broken)
         try:
-            assert load_pool(saved).content_hash == expected
+            assert load_pool(unsummed).content_hash == expected
         except BadInput as error:
             assert "\n" not in str(error)
 
 
-def test_changed_values(saved):
-    table = pl.read_parquet(saved / "replies.parquet")
+@pytest.mark.parametrize("change", [{"source": "else"}, {"more": 1}, {"sha256": []}])
+def test_a_manifest_that_was_changed_is_refused(saved, change):
+    path = saved / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest))  # other white space is the same manifest
+    load_pool(saved)
+    path.write_text(json.dumps({**manifest, **change}))
+    assert "damaged" in refusal(saved)
+
+
+def test_checksums_are_no_part_of_what_a_pool_says_of_itself(saved):
+    assert "sha256" not in load_pool(saved).manifest
+
+
+def test_changed_values(unsummed):
+    table = pl.read_parquet(unsummed / "replies.parquet")
     changes = [
         pl.col("pool_log_gen") + 1e-9,
         pl.col("pool_quality").neg() + 1,
@@ -158,12 +193,12 @@ def test_changed_values(saved):
         pl.col("text").str.replace("Reply 3", "Reply 4"),
     ]
     for change in changes:
-        table.with_columns(change).write_parquet(saved / "replies.parquet")
-        assert "content hash" in refusal(saved)
-    table.reverse().write_parquet(saved / "replies.parquet")
-    assert "content hash" in refusal(saved)
-    table.write_parquet(saved / "replies.parquet")
-    load_pool(saved)
+        table.with_columns(change).write_parquet(unsummed / "replies.parquet")
+        assert "content hash" in refusal(unsummed)
+    table.reverse().write_parquet(unsummed / "replies.parquet")
+    assert "content hash" in refusal(unsummed)
+    table.write_parquet(unsummed / "replies.parquet")
+    load_pool(unsummed)
 
 
 @pytest.mark.parametrize(
@@ -180,11 +215,11 @@ def test_changed_values(saved):
     ],
     ids=str,
 )
-def test_values_that_make_no_sense(saved, change):
-    pl.read_parquet(saved / "replies.parquet").with_columns(change).write_parquet(
-        saved / "replies.parquet"
+def test_values_that_make_no_sense(unsummed, change):
+    pl.read_parquet(unsummed / "replies.parquet").with_columns(change).write_parquet(
+        unsummed / "replies.parquet"
     )
-    assert "damaged" in refusal(saved)
+    assert "damaged" in refusal(unsummed)
 
 
 @pytest.mark.parametrize(
@@ -201,14 +236,14 @@ def test_values_that_make_no_sense(saved, change):
         ("tables", None, "damaged"),
     ],
 )
-def test_edited_manifest(saved, key, value, says):
-    path = saved / "manifest.json"
+def test_edited_manifest(unsummed, key, value, says):
+    path = unsummed / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, key: value}))
-    assert any(part in refusal(saved) for part in says.split("|"))
+    assert any(part in refusal(unsummed) for part in says.split("|"))
     del manifest[key]
     path.write_text(json.dumps(manifest))
-    assert "damaged" in refusal(saved)
+    assert "damaged" in refusal(unsummed)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 50, "\ud800"])

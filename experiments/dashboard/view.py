@@ -1,0 +1,160 @@
+"""What the page shows, as pictures and HTML; it knows nothing of how pages are served.
+
+Titles, queries and replies are other people's text and may be hostile: the template escapes
+everything, and pictures are drawn by matplotlib with mathematics off.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import polars as pl
+
+from experiments import plots
+from experiments.report import number, replies_label
+from experiments.report.records import Records
+from experiments.report.wording import bracket
+from experiments.samples import SampleReply
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+NARROWER = 0.82
+"""Width of a picture to that of the report's: it stands beside replies, and words stay readable."""
+_DRAWING = threading.Lock()  # the style is matplotlib's, hence the whole process's
+TILES = {
+    "revenue": ("Revenue", "money per request"),
+    "welfare": ("Welfare", "money per request"),
+    "user_satisfaction": ("User satisfaction", "per reply, 0 to 1"),
+    "ads_per_reply": ("Ads per reply", "expected"),
+}
+BIDS = {
+    "utility": ("bid_over_value", "Utility maximizers", "bid / value"),
+    "value": ("bid_over_truthful", "Value maximizers", "bid × target ROI / value"),
+}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number of a mechanism: what, in which unit, and its interval."""
+
+    what: str
+    unit: str
+    number: str
+    interval: str
+
+
+def tiles(summary: Mapping[str, Any]) -> list[Tile]:
+    """The numbers of one mechanism, from its part of a `Result.summary`."""
+    found = [(*words, summary[name]) for name, words in TILES.items()]
+    found += [
+        (what, unit, summary["objectives"][kind][name])
+        for kind, (name, what, unit) in BIDS.items()
+        if kind in summary["objectives"]
+    ]
+    return [
+        Tile(what, unit, number(each["mean"]), bracket(each) if each["low"] is not None else "")
+        for what, unit, each in found
+    ]
+
+
+def pictures(
+    rounds: pl.DataFrame, advertisers: pl.DataFrame, best: pl.DataFrame | None = None
+) -> list[tuple[str, str]]:
+    """The figures of a run, each with what it shows: (data URL, alternative text)."""
+    with _DRAWING:
+        return [
+            (_data_url(plots.bid_trajectories(advertisers, best)), "Bids over rounds"),
+            (_data_url(plots.market_over_rounds(rounds)), "Revenue, welfare, user satisfaction"),
+        ]
+
+
+def header(
+    title: str, replies: Mapping[str, Any], facts: Sequence[str], notes: Sequence[str] = ()
+) -> str:
+    """Heading of the page: what is shown, on which replies (a pool's manifest), and how much."""
+    return _render("header", title=title, source=replies_label(replies), facts=facts, notes=notes)
+
+
+def numbers(by_mechanism: Mapping[str, Mapping[str, Any]]) -> str:
+    """Tiles of numbers, a row per mechanism, from a `Result.summary`."""
+    first = next(iter(by_mechanism.values()), None)
+    rows = {name: tiles(part) for name, part in by_mechanism.items()}
+    return _render("numbers", rows=rows, first=first)
+
+
+def reply(sample: SampleReply | None, heading: str, missing: str = "") -> str:
+    """A reply with its ads marked and priced; or why there is none."""
+    return _render("reply", sample=sample, heading=heading, missing=missing)
+
+
+def figures(drawn: Sequence[tuple[str, str]]) -> str:
+    """Pictures below each other."""
+    return _render("figures", drawn=drawn)
+
+
+def produced(run: Records) -> dict[str, str]:
+    """What a finished run was made by and of, from its manifest."""
+    manifest = run.manifest
+    versions, machine = (manifest.get(name) or {} for name in ("versions", "hardware"))
+    pools = manifest.get("pool_hash_by_mechanism") or {"": manifest.get("pool_hash")}
+    told = {
+        "folder": run.folder.name,
+        "scenario": run.scenario.get("name"),
+        "seed": manifest["seed"],
+        "admarket": versions.get("admarket"),
+        "revision": manifest.get("revision"),
+        "Python": manifest.get("python"),
+        "kernel": manifest.get("kernel"),
+        "machine": machine.get("processor"),
+        **{f"replies {name}".strip(): str(hash)[:16] for name, hash in pools.items()},
+    }
+    return {name: str(value) for name, value in told.items() if value is not None}
+
+
+def facts(told: Mapping[str, str], heading: str) -> str:
+    """Names and values in a list."""
+    return _render("facts", told=told, heading=heading)
+
+
+def style() -> str:
+    """The style sheet of all of these, which is told to nothing else on the page."""
+    return (TEMPLATES / "dashboard.css").read_text("utf-8")
+
+
+def _data_url(figure: Figure) -> str:
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(NARROWER * width, height)
+    for ax in figure.axes:
+        if ax.get_xscale() == "linear":
+            ax.locator_params(axis="x", nbins=3)
+    held = io.BytesIO()
+    with plots.style():
+        figure.savefig(held, dpi=140, metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode("ascii")
+
+
+def _render(macro: str, **given: Any) -> str:
+    return str(getattr(_macros(), macro)(**given))
+
+
+@cache
+def _macros() -> Any:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    return environment.get_template("dashboard.html").module

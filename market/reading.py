@@ -1,0 +1,87 @@
+"""A YAML file written by a person, read so that nothing in it can hang or fill the machine.
+
+What is not plain keys and values of a sensible size is refused in a line: text without end, nesting
+without bottom (an alias may refer to itself), aliases that multiply, numbers of thousands of
+digits, a key given twice.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mechanisms.errors import BadInput
+
+MOST_TEXT = 2**17
+"""Characters. The largest bundled scenario has two thousand."""
+DEEPEST = 32
+MOST_ENTRIES = 20_000
+LARGEST = 2**63 - 1
+_PARSING = (
+    *(yaml.YAMLError, RecursionError),
+    # what the parser's own conversions raise: dates, numbers and tags that are none
+    *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
+)
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """Keys and values of a YAML file; none where it is empty.
+
+    Raises:
+        BadInput: one line that names the file and, where the parser knows it, the line.
+    """
+    try:
+        given = yaml.load(_text(path), _Loader)  # a SafeLoader
+        _check(given, DEEPEST, [MOST_ENTRIES])
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); give a file") from None
+    except _PARSING as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise BadInput(f"{path}{line}: not valid YAML; check indentation and quotes") from None
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise BadInput(f"{path}: holds a {type(given).__name__}; give keys and values")
+    return given
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and no key twice: the last would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise BadInput(f"line {line}: key {key.value!r:.60} is given twice; keep one")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _text(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        text = file.read(MOST_TEXT + 1)  # of a device there may be no end
+    if len(text) > MOST_TEXT:
+        raise BadInput(f"holds more than {MOST_TEXT} characters; give a scenario")
+    return text
+
+
+def _check(given: Any, depth: int, left: list[int]) -> None:
+    """Refuse what is nested too deep or holds too much, aliases counted wherever they stand."""
+    left[0] -= 1
+    if depth == 0:
+        raise BadInput(f"is nested more than {DEEPEST} deep; an alias may refer to itself")
+    if left[0] < 0:
+        raise BadInput(f"holds more than {MOST_ENTRIES} entries, aliases included; give fewer")
+    if isinstance(given, int) and abs(given) > LARGEST:
+        raise BadInput(f"holds a whole number beyond {LARGEST}; give a smaller one")
+    parts = given if isinstance(given, list | tuple | set) else ()
+    for part in (*given.keys(), *given.values()) if isinstance(given, dict) else parts:
+        _check(part, depth - 1, left)
