@@ -8,11 +8,14 @@ of arXiv 2604.06263, whose full text was not at hand: what follows is derived fr
 Kalyanakrishnan et al. 2012) goes on from these samples.
 
 In problem i the incumbent c_i is the best candidate for W_{−i} so far. A configuration s
-*qualifies* where the upper confidence bound of D = W_{−i}(s) − W_{−i}(c_i) is above 0. With D
-normal about its estimate, s can be expected to raise p_i by E[min(D⁺, v_i(s*) − p_i)], and c_i and
-s* have the error of p_i itself at stake. What is at stake with s is added up over the problems, for
-one sample informs them all, and the next pairs go where most of it is resolved per token. ACO ends
-where nothing qualifies, or with its allowance. It samples at the unbiased level.
+*qualifies* where the upper confidence bound of W_{−i}(s) − W_{−i}(c_i) is above 0. One successive
+elimination serves all problems: a rung takes, of those that qualify for any i, the best by W_{−i},
+and s* and the incumbents, which are what is paid for. From rung to rung a problem keeps one in η,
+and those of several problems overlap, so that the first rungs cost about as much as those of one
+search. The search for the allocation, on all configurations and levels, stands for the rung before
+the first. What a rung has shown decides anew who qualifies, also of those left out before. All of
+it is at the unbiased level: with the biased one in the first rungs too it was no better. Where
+nothing is in doubt, nothing is spent.
 
 **Paired differences.** Pairs of one number share query and random numbers, so W(s) − W(r) may be
 known better from the m pairs that s and r have in common, by the mean of m differences, than from
@@ -37,14 +40,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtr
 
 from mechanisms.checks import non_negative, one_of
 from mechanisms.errors import BadInput
 from mechanisms.iamfm.evaluations import Belief, Evaluations, weights_of
 from mechanisms.iamfm.exact import Settlement, checked_bids, priced
 from mechanisms.iamfm.method import Method
-from mechanisms.iamfm.sampling import LEAST_PAIRS
+from mechanisms.iamfm.sampling import LEAST_PAIRS, Purse
 from mechanisms.pool import Bools, Floats, Ints
 
 HOW = ("aco", "naive", "naive-common", "none")
@@ -53,8 +55,9 @@ CONFIDENCE = 2.0  # z: standard errors from a mean to its confidence bound
 WELL_KNOWN = 1.5  # with equal noise: at least 1/1.5² of the pairs
 PESSIMISM = 0.5  # standard errors from a mean to the lower bound that makes a candidate
 SURE = 3.0  # standard errors by which another configuration takes the place of the first choice
-BATCHES = 10  # into which ACO divides its allowance: beliefs of a surrogate cost a fit each
-FEWEST_PAIRS = 4  # of a configuration that was not sampled at the unbiased level before
+ETA = 3  # η: a rung of ACO keeps one in so many of the last, in each problem
+FEWEST_PAIRS = 4  # a rung takes no more configurations than can have so many pairs each
+MOST_PAIRS = 4096  # of a configuration, however much there is to spend; bounds memory
 PRIOR_PAIRS = 4.0  # that the pooled covariance of differences counts for
 
 
@@ -228,66 +231,49 @@ def _as_rates(outcomes: Floats) -> Floats:
 
 
 def _sample_actively(problem: _Problem, tokens: float) -> None:
-    """Active Counterfactual Optimization: `tokens` on what could move the payments most."""
+    """Active Counterfactual Optimization: `tokens` on one elimination for all n problems."""
     known = problem.known
     if not np.isfinite(min(tokens, known.budget.left)):
         raise BadInput("payments by ACO need a finite number of tokens: noise never ends")
-    end = known.budget.total + tokens
-    unit = known.evaluator.levels[known.full].tokens
-    while True:
-        stakes = _stakes(problem)
-        have = known.counts[known.full]
-        target = np.maximum(FEWEST_PAIRS, have + (have + 1) // 2)
-        # the error falls with the root of the pairs
-        per_token = stakes * (1 - np.sqrt(have / target)) / ((target - have) * unit)
-        pause = known.budget.total + tokens / BATCHES
-        sampled = False
-        for s in np.argsort(-per_token, kind="stable")[: np.count_nonzero(stakes)]:
-            left = end - known.budget.total
-            which = np.array([s])
-            pairs = min(int(target[s]), known.affordable_pairs(which, known.full, left))
-            if pairs <= have[s] or known.budget.total >= pause:
-                break
-            sampled |= known.extend(which, known.full, pairs, PURPOSE, left)
-        if not sampled:
-            return
+    purse = Purse.of(known, tokens, PURPOSE, MOST_PAIRS)
+    places = _places(problem)
+    most = int(places[np.isfinite(places)].max(initial=0)) + 1
+    rungs = max(2, int(np.ceil(np.log(most) / np.log(ETA) - 1e-9)))
+    for rung in range(1, rungs):  # rung 0 was the search for the allocation
+        arms = _foremost(places, int(np.ceil(most / ETA**rung)))
+        share = purse.left / (rungs - rung)
+        arms = arms[: purse.pays_for(arms, known.full, FEWEST_PAIRS, share)]
+        purse.spread(arms, known.full, share)
+        places = _places(problem)
+    purse.exhaust(_foremost(places, ETA), known.full)
 
 
-def _stakes(problem: _Problem) -> Floats:
-    """(S,) by how much further pairs of s might move payments, in money; 0 if s does not qualify.
+def _foremost(places: Floats, keep: int) -> Ints:
+    """Configurations in a place before `keep`, best first."""
+    order = np.argsort(places, kind="stable")
+    return order[places[order] < keep]
 
-    A difference is known from common pairs, so it is the one of the two with fewer pairs that needs
-    more; at equality the challenger, and both where the two are what is being paid for.
+
+def _places(problem: _Problem) -> Floats:
+    """(S,) the best place 0, 1, ... that s takes in any problem; infinite if it never qualifies.
+
+    In problem i those that qualify are placed by W_{−i}. s* and the incumbent are placed before all
+    of them, at −1, where anything that W_{−i} of the incumbent is compared with is in doubt.
     """
-    known = problem.known
-    have = known.counts[known.full]
-    belief = problem.method.belief(known)
+    belief = problem.method.belief(problem.known)
     plan = problem.priced(belief)
     belief = _guessed(belief)
-    stakes = np.zeros(len(have))
+    places = np.full(len(belief.mean), np.inf)
     for i in np.flatnonzero(plan.values > 0):
         incumbent, weights = plan.counterfactual[i], problem.without(i)
-        gap, error = differences(known, belief, incumbent, weights).welfare(weights)
-        room = plan.values[i] - plan.payments[i]
-        rise = _expected_excess(gap, error) - _expected_excess(gap - room, error)
-        rise[gap + CONFIDENCE * error <= 0] = 0.0
-        rise[incumbent] = 0.0
-        behind = have <= have[incumbent]
-        mine = np.where(behind, rise, 0.0)
-        mine[incumbent] = rise[~behind].max(initial=0.0)
-        swing = min(np.sqrt(2 / np.pi) * error[plan.chosen], plan.values[i])
-        both = np.array([incumbent, plan.chosen])
-        fewer = both[have[both] == have[both].min()]
-        mine[fewer] = np.maximum(mine[fewer], swing)
-        stakes += mine
-    return np.where(stakes > 1e-12 * max(abs(plan.welfare), plan.values.max()), stakes, 0.0)
-
-
-def _expected_excess(mean: Floats, error: Floats) -> Floats:
-    """E[max(D, 0)] of normal D."""
-    z = np.divide(mean, error, out=np.zeros_like(mean), where=error > 0)
-    normal = error * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) + mean * ndtr(z)
-    return np.where(error > 0, normal, np.maximum(mean, 0.0))
+        gap, error = differences(problem.known, belief, incumbent, weights).welfare(weights)
+        doubt = error > 1e-12 * plan.values.max()  # below that it is rounding
+        rivals = np.flatnonzero(doubt & (gap + CONFIDENCE * error > 0))
+        rivals = rivals[np.argsort(-gap[rivals], kind="stable")]
+        places[rivals] = np.minimum(places[rivals], np.arange(len(rivals)))
+        if len(rivals) or doubt[plan.chosen]:
+            places[[incumbent, plan.chosen]] = -1
+    return places
 
 
 def _guessed(belief: Belief) -> Belief:

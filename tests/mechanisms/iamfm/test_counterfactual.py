@@ -137,17 +137,36 @@ def test_what_the_search_may_have_missed_is_charged_to_nobody(seed):
 
 
 def test_active_optimisation_nears_the_truth():
-    errors = {how: [] for how in HOW}
+    ways = {how: (how, 1.0) for how in HOW} | {"half": ("aco", 0.5)}
+    errors = {way: [] for way in ways}
     for seed in range(20):
         evaluator = SyntheticEvaluator(SMALL, seed, pair_seed=seed)
-        for how in HOW:
+        for way, (how, share) in ways.items():
             # three naive runs at the same number of pairs as the search had
-            _, found = settled(evaluator, 8, 3 * 27 * 8 * 64, how, seed)
-            errors[how].append(error(evaluator, found))
-    aco, naive, common, none = (np.mean(errors[how]) for how in HOW)
+            _, found = settled(evaluator, 8, share * 3 * 27 * 8 * 64, how, seed)
+            errors[way].append(error(evaluator, found))
+    aco, naive, common, none, half = (np.mean(errors[way]) for way in ways)
     assert aco < 0.7 * none
     assert aco < 0.7 * naive
+    assert half < min(naive, common)
     assert common < naive  # the search found the same on both; only the comparison is better
+
+
+def test_pairs_go_to_what_may_change_a_payment():
+    for seed in range(4):
+        evaluator = SyntheticEvaluator(SMALL, seed, pair_seed=seed)
+        values, rng = evaluator.values, np.random.default_rng(0)
+        known = searched(evaluator, 64)
+        before = settle(known, METHOD, values, 1.0, 0.0, rng, "none")
+        hopeless = np.ones(27, dtype=bool)
+        for i, incumbent in enumerate(before.counterfactual):
+            weights = weights_of(values, 1.0, without=i)
+            gap, off = differences(known, METHOD.belief(known), incumbent, weights).welfare(weights)
+            hopeless &= gap + 4 * off < 0
+        found = settle(known, METHOD, values, 1.0, 27 * 64 * 64, rng)
+        pairs = known.counts[known.full]
+        assert hopeless.any() and (pairs[hopeless] == 64).all()
+        assert min(pairs[found.chosen], *pairs[found.counterfactual]) > 2 * 64
 
 
 def test_same_seed_same_bytes():
