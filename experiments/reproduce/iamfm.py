@@ -87,7 +87,7 @@ class Sizes:
         (RECORDED, shading.EXACT, 40),
         (SYNTHETIC, shading.EXACT, 150),
     )
-    exact: int = 20
+    exact: int = 10
     live: int = steering.LIVE
     periods: int = 12
     rounds: int | None = None
