@@ -74,7 +74,7 @@ class Sizes:
     )
     advertisers: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10)
     allocation: float = 32e3
-    payment_seeds: tuple[int, int, int] = (16, 60, 16)
+    payment_seeds: tuple[int, int, int] = (20, 100, 20)
     misreports: tuple[tuple[str, str, int], ...] = (
         (SYNTHETIC, MODEL, 10),
         (RECORDED, ELIMINATION, 60),
@@ -83,9 +83,9 @@ class Sizes:
     small_misreports: tuple[tuple[str, str, int], ...] = (
         (SYNTHETIC, "model-based", 10),
         (RECORDED, "successive halving", 40),
-        (SYNTHETIC, "successive halving", 150),
+        (SYNTHETIC, "successive halving", 400),
         (RECORDED, shading.EXACT, 40),
-        (SYNTHETIC, shading.EXACT, 150),
+        (SYNTHETIC, shading.EXACT, 300),
     )
     exact: int = 10
     live: int = steering.LIVE
