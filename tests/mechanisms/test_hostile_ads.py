@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from agents.users import BehaviouralUsers
-from experiments.samples import sample_replies
+from experiments.report import build
+from experiments.samples import sample_replies, save_samples
 from market.catalog import Ad, Catalog
 from market.errors import BadInput
 from mechanisms.llm.base import END, Sample
@@ -16,9 +17,8 @@ from mechanisms.llm_auction.prompt import auction_prompt
 from mechanisms.mentions import MENTION, forged, loose_ids, parse
 from mechanisms.policies import Rules
 from mechanisms.recording import Design, Request, load_pool, record, save_pool
-from tests.experiments import small_run
+from tests.experiments import small_folder, small_run
 from tests.experiments.test_report import Tags
-from tests.experiments.test_report import write as report
 from tests.mechanisms.hostile import ATTACKS, HONEST, POT, REFUSED
 from tests.tiny_llm import HashEncoder
 
@@ -168,7 +168,10 @@ def test_the_report_escapes_them(recorded, markets, tmp_path):
     pool, _ = recorded["guided"]
     bids, rng = np.ones(3), np.random.default_rng(0)
     read = sample_replies(pool, small_run.mechanism("mosaic"), bids, rng, len(markets))
-    page = report(tmp_path, samples={"mosaic": read}, pool=pool)
+    folder = small_folder.write(tmp_path / "run")
+    save_samples({"mosaic": read}, folder / "samples.json")
+    build(folder)
+    page = (folder / "report.html").read_text("utf-8")
     assert "<script" not in page.lower()
     assert "&lt;script&gt;alert(1)" in page
     tags = Tags(page)
