@@ -13,6 +13,7 @@ from agents.compiled import CompiledRound, add_up
 from agents.streams import PLANNING, Dice, stream
 from agents.tally import Tally, Unbalanced
 from mechanisms.base import Mechanism, Outcome
+from mechanisms.errors import BadInput
 from mechanisms.kernels import kernel
 from mechanisms.periods import PeriodicMechanism, Terms
 from mechanisms.pool import Floats, Ints, ReplyPool
@@ -89,10 +90,7 @@ class Platform(mesa.Agent):
             return
         period = round // self.period
         self.terms = self._planned(bids, period)
-        self.plans += [
-            {"period": period, "round": round, "replication": r, **plan.record}
-            for r, plan in enumerate(self.terms.plans)
-        ]
+        self.plans += _rows(self.terms, period, round)
 
     def snapshot(self) -> dict[str, Any]:
         """The bids that the terms in force were planned under, if there are terms."""
@@ -105,10 +103,24 @@ class Platform(mesa.Agent):
 
         The terms are planned again, which comes to the same: what is random in them belongs to the
         seed and the period.
+
+        Raises:
+            BadInput: it has not come to the same, as on another processor.
         """
         self.plans, self.terms = list(plans), None
-        if snapshot["bids"] is not None and not self.reads_bids(round):
-            self.terms = self._planned(snapshot["bids"], self.plans[-1]["period"])
+        if snapshot["bids"] is None or self.reads_bids(round):
+            return
+        period, begun = self.plans[-1]["period"], self.plans[-1]["round"]
+        self.terms = self._planned(snapshot["bids"], period)
+        again = _rows(self.terms, period, begun)
+        for now, then in zip(again, self.plans[-len(again) :], strict=True):
+            # in text, which tells all digits of a number, and in which NaN is NaN
+            if differing := [key for key in now if repr(now[key]) != repr(then.get(key))]:
+                raise BadInput(
+                    f"the plan of round {begun} came out otherwise when made again "
+                    f"({', '.join(differing)} of replication {now['replication']}); go on with the "
+                    "processor and libraries it was made with, or begin anew"
+                )
 
     def _planned(self, bids: Floats, period: int) -> Terms:
         seeds = stream(self.seed, PLANNING, period).integers(2**62, size=len(bids)).tolist()
@@ -202,3 +214,11 @@ class Platform(mesa.Agent):
     def _by_request(self, requests: Ints, bids: Floats) -> Floats:
         replication = np.repeat(np.arange(len(bids)), requests.shape[1])
         return bids[replication[:, None], self.pool.ads[requests.ravel()]]
+
+
+def _rows(terms: Terms, period: int, round: int) -> list[dict[str, Any]]:
+    """What is recorded of `terms`, a row per replication."""
+    return [
+        {"period": period, "round": round, "replication": r, **plan.record}
+        for r, plan in enumerate(terms.plans)
+    ]

@@ -55,7 +55,11 @@ def gains_of(
 
 
 def exploitability(gains: pl.DataFrame) -> dict[str, dict[str, float | int | None]]:
-    """By mechanism, NashConv over the value attained, with its interval over replications."""
+    """By mechanism, NashConv over the value attained, with its interval over replications.
+
+    Replications in which it is infinite, since nobody attains any value though somebody could gain,
+    are not in mean and interval; `infinite` counts them.
+    """
     sums = (
         gains.group_by("mechanism", "replication", maintain_order=True)
         .agg(pl.col("value").sum(), lost=(pl.col("gain") + pl.col("owed")).sum())
@@ -64,5 +68,6 @@ def exploitability(gains: pl.DataFrame) -> dict[str, dict[str, float | int | Non
     found = {}
     for name in gains["mechanism"].unique(maintain_order=True):
         ours = sums.filter(pl.col("mechanism") == name)
-        found[name] = interval(fraction(np.array(ours["lost"]), np.array(ours["value"])))
+        each = fraction(np.array(ours["lost"]), np.array(ours["value"]))
+        found[name] = interval(each) | {"infinite": int(np.isinf(each).sum())}
     return found

@@ -22,6 +22,7 @@ import numpy as np
 import polars as pl
 
 from experiments import plots
+from experiments.folders import put_back, swap
 from experiments.report import number
 from market.scenario import Scenario
 from mechanisms.errors import BadInput
@@ -165,7 +166,7 @@ def write_page(
     """
     check_folder(folder, subject)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        ready, old = Path(scratch) / "ready", Path(scratch) / "old"
+        ready = Path(scratch) / "ready"
         ready.mkdir()
         drawn = []
         for name, (figure, caption) in figures.items():
@@ -184,9 +185,7 @@ def write_page(
         (ready / "report.html").write_text(page, encoding="utf-8")
         files = sorted([*_contents(ready), "manifest.json"])
         _write_json(ready / "manifest.json", {**manifest, **subject.identity, "files": files})
-        if folder.exists():
-            folder.rename(old)
-        ready.rename(folder)
+        swap(ready, folder)
     return folder / "report.html"
 
 
@@ -199,6 +198,7 @@ def check_folder(folder: Path, subject: Subject) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-"):
+            put_back(folder)
             there = _contents(folder) if folder.exists() and any(folder.iterdir()) else []
     except OSError as error:
         raise BadInput(

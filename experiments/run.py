@@ -19,6 +19,7 @@ import polars as pl
 
 from agents.learners.base import Population
 from experiments.best_response import best_responses
+from experiments.folders import put_back, swap
 from experiments.learned import gains_of
 from experiments.periods import plans_frame
 from experiments.provenance import where
@@ -181,14 +182,13 @@ def write(finished: Run, folder: str | Path, unfinished: Unfinished | None = Non
     beside = folder.parent if unfinished is None else unfinished.folder
     try:
         with tempfile.TemporaryDirectory(dir=beside, prefix=f".{folder.name}-") as scratch:
-            ready, old = Path(scratch) / "ready", Path(scratch) / "old"
+            ready = Path(scratch) / "ready"
             ready.mkdir()
             _fill(finished, ready)
-            if folder.exists():
-                folder.rename(old)
-            ready.rename(folder)
+            swap(ready, folder)
     except OSError as error:
-        words = "run it again" if unfinished is None else unfinished.way_on
+        goes_on = unfinished is not None and unfinished.holds_work
+        words = unfinished.way_on if goes_on else "run it again"
         raise Stopped(
             f"cannot write {folder} ({error.strerror or error}); mend that, then {words}"
         ) from None
@@ -206,6 +206,7 @@ def check_folder(scenario: Scenario, seed: int, folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-"):
+            put_back(folder)
             there = [path.name for path in folder.iterdir()] if folder.exists() else []
             if (folder / "figures").is_dir():
                 there += [f"figures/{path.name}" for path in (folder / "figures").iterdir()]

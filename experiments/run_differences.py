@@ -42,6 +42,8 @@ SAME = {
     "requests": "requests",
 }
 """Settings that must agree, beside the seed, for two runs to meet the same requests and dice."""
+WRITER = ("model", "engine", "dtype", "temperature")
+"""Settings of `replies` that decide, too, which requests an LLM generates (`market.asking`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +133,9 @@ def differing_chances(one: Records, other: Records) -> Iterator[str]:
     """What keeps two runs from having the same requests and dice, in words."""
     if one.manifest["seed"] != other.manifest["seed"]:
         yield "seed"
-    for key, words in SAME.items():
-        if one.settings.get(key) != other.settings.get(key):
+    theirs = _chances(other.settings)
+    for words, found in _chances(one.settings).items():
+        if words in theirs and theirs[words] != found:
             yield words
     if one.advertisers["advertiser"].n_unique() != other.advertisers["advertiser"].n_unique():
         yield "number of advertisers"
@@ -140,6 +143,16 @@ def differing_chances(one: Records, other: Records) -> Iterator[str]:
     mine, theirs = _pools(one), _pools(other)
     if same_replies and any(mine[label] != theirs[label] for label in mine.keys() & theirs.keys()):
         yield "their pools, though these are of the same settings"
+
+
+def _chances(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides requests and dice, beside the seed, by its name in words."""
+    replies = settings["replies"]
+    found = {words: settings.get(key) for key, words in SAME.items()}
+    found["source of replies"] = replies["source"]
+    if settings["requests"]["source"] == "generated":
+        found["LLM that writes requests"] = [replies[key] for key in WRITER]
+    return found
 
 
 def _pools(run: Records) -> Mapping[str, str | None]:

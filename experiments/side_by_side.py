@@ -164,7 +164,8 @@ def _shown(sides: Sequence[Side], settings: pl.DataFrame) -> Iterator[Table]:
         sides,
         [*incentives, "exploitability"],
         "Exploitability: what all advertisers together could gain by other fixed bids, each alone, "
-        "the others at their average bids of the last quarter; a lower bound.",
+        "the others at their average bids of the last quarter; a lower bound, without "
+        "replications in which nobody attains any value.",
     )
 
 

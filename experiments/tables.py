@@ -16,6 +16,9 @@ from experiments.best_response import NEVER_SHOWN, NOT_BINDING
 from market.result import TAIL, interval
 from mechanisms.pool import Floats, Ints
 
+ROUNDING = 1e-9
+"""Sums differ in their last digits by the order in which threads add."""
+
 
 def by_advertiser(advertisers: pl.DataFrame) -> pl.DataFrame:
     """Means over the last quarter of rounds by mechanism and advertiser, with 95 % intervals.
@@ -78,11 +81,12 @@ def by_replication(rounds: pl.DataFrame) -> pl.DataFrame:
 
 
 def movement(advertisers: pl.DataFrame) -> dict[str, dict[str, float | int | None]]:
-    """By mechanism, how far bids moved from the third quarter of the rounds to the last.
+    """By mechanism, how far mean bids moved from the third quarter of the rounds to the last.
 
-    Distance of mean bids, in multiples of the truthful bid, averaged over advertisers by the value
-    that they attain in the last quarter (who is never clicked may bid what it likes); with its
-    interval over replications. No number for a run of fewer than 4 rounds.
+    Distance of the means of bids, in multiples of the truthful bid, averaged over advertisers by
+    the value that they attain in the last quarter (who is never clicked may bid what it likes);
+    with its interval over replications. No number for a run of fewer than 4 rounds. Swings within
+    a quarter do not show here, but in `spread`.
     """
     target = pl.when(pl.col("objective") == "value").then(pl.col("target_roi")).otherwise(1.0)
     keys = ["replication", "advertiser"]
@@ -106,10 +110,39 @@ def movement(advertisers: pl.DataFrame) -> dict[str, dict[str, float | int | Non
             frame[column].to_numpy().reshape(replications, -1)
             for frame, column in ((third, "ratio"), (last, "ratio"), (last, "value"))
         )
-        share = value.sum(axis=0)
-        share = share / share.sum() if share.sum() > 0 else np.full(len(share), 1 / len(share))
-        found[name] = interval(np.abs(after - before) @ share)
+        found[name] = interval(np.abs(after - before) @ _shares(value.sum(axis=0)))
     return found
+
+
+def spread(advertisers: pl.DataFrame) -> dict[str, float | int | None]:
+    """How far bids of one mechanism's run swing from round to round within the last quarter.
+
+    Of each replication the diameter of `equilibrium.diagnosis`: twice the greatest distance from
+    the mean, in multiples of the truthful bid, advertisers weighted by the value that they attain;
+    with its interval over replications. At least two rounds are looked at.
+    """
+    total = int(advertisers["round"].max()) + 1
+    target = pl.when(pl.col("objective") == "value").then(pl.col("target_roi")).otherwise(1.0)
+    late = (
+        advertisers.filter(pl.col("round") >= min(int(np.ceil(TAIL * total)), total - 2))
+        .sort("replication", "round", "advertiser")
+        .select(
+            "replication",
+            "advertiser",
+            ratio=pl.col("bid") * target / pl.col("value"),
+            value=pl.col("value") * pl.col("itctr"),
+        )
+    )
+    R, N = late["replication"].n_unique(), late["advertiser"].n_unique()
+    ratio, value = (late[name].to_numpy().reshape(R, -1, N) for name in ("ratio", "value"))
+    away = ratio - ratio.mean(axis=1, keepdims=True)
+    squares = away**2 @ _shares(value.sum(axis=(0, 1)))
+    return interval(2 * np.sqrt(squares.max(axis=1)))
+
+
+def _shares(value: Floats) -> Floats:
+    """Weights (N,) that sum to 1, by the value attained; equal where nobody attains any."""
+    return value / value.sum() if value.sum() > 0 else np.full(len(value), 1 / len(value))
 
 
 def difference(one: Floats, other: Floats, *, paired: bool) -> dict[str, float | int | None]:
@@ -117,22 +150,24 @@ def difference(one: Floats, other: Floats, *, paired: bool) -> dict[str, float |
 
     Paired, the interval is of the differences; else Welch's, of independent samples, whose sizes
     may differ. Entries that are NaN are left out; the ends are None for fewer than two of either.
+    What differs by no more than `ROUNDING` of itself is the same.
     """
     if paired:
-        # sums differ in their last digits by the order in which threads add
-        same = np.isclose(one, other, rtol=1e-9, atol=0)
+        same = np.isclose(one, other, rtol=ROUNDING, atol=0)
         return interval(np.where(same, 0.0, one - other))
     one, other = one[np.isfinite(one)], other[np.isfinite(other)]
-    mean = float(one.mean() - other.mean())
+    mean, noise = float(one.mean() - other.mean()), ROUNDING * abs(other.mean())
+    mean = 0.0 if abs(mean) <= noise else mean
     low = high = None
     if min(len(one), len(other)) > 1:
         parts = np.array([each.var(ddof=1) / len(each) for each in (one, other)])
-        spread = parts.sum()
+        variance = parts.sum()
         degrees = np.array([len(one), len(other)]) - 1
         reach = 0.0
-        if spread > 0:
-            freedom = spread**2 / (parts**2 / degrees).sum()
-            reach = float(stdtrit(freedom, 0.975) * np.sqrt(spread))
+        if variance > 0:
+            freedom = variance**2 / (parts**2 / degrees).sum()
+            reach = float(stdtrit(freedom, 0.975) * np.sqrt(variance))
+            reach = 0.0 if reach <= noise else reach
         low, high = mean - reach, mean + reach
     return {"mean": mean, "low": low, "high": high, "clusters": min(len(one), len(other))}
 

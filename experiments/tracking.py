@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from market.reading import read_yaml
 from mechanisms.errors import BadInput
 
 EXPERIMENT = "admarket"
@@ -45,19 +44,18 @@ def log_to_mlflow(folder: str | Path, tracking_uri: str, experiment: str = EXPER
         BadInput: MLflow is missing or cannot be reached, or the folder holds no finished run.
     """
     check_mlflow()
-    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
     folder = Path(folder)
     try:
-        scenario = yaml.safe_load((folder / "scenario.yaml").read_text("utf-8"))
+        scenario = read_yaml(folder / "scenario.yaml", resolved=True)
         summary, manifest = (
             json.loads((folder / f"{name}.json").read_text("utf-8"))
             for name in ("summary", "manifest")
         )
         parameters = {**dict(_leaves(scenario)), "seed": manifest["seed"]}
         metrics = {_metric(key): value for key, value in _leaves(summary, "/") if _number(value)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise BadInput(f"{folder} holds no finished run; give a folder of `admarket run`") from None
     try:
         client = MlflowClient(tracking_uri=tracking_uri)
@@ -70,7 +68,7 @@ def log_to_mlflow(folder: str | Path, tracking_uri: str, experiment: str = EXPER
             client.log_metric(run, key, value)
         client.log_artifacts(run, str(folder))
         client.set_terminated(run)
-    except MlflowException as error:
+    except Exception as error:  # MLflow's own, or what its store or the network raises
         first = (str(error).splitlines() or [""])[0]
         raise BadInput(
             f"--mlflow {tracking_uri}: cannot be logged to ({first:.500}); the results are in "

@@ -209,9 +209,6 @@ class Unfinished:
         about = {"schema": SCHEMA, "scenario": self._scenario, "seed": self._seed}
         for trash in self.folder.parent.glob(f".{glob.escape(self.folder.name)}-*"):
             shutil.rmtree(trash, ignore_errors=True)  # of a run that was killed at its very end
-        for old in self.folder.glob(".*/old"):  # results being replaced when a run was killed
-            if not self.results.exists():
-                os.replace(old, self.results)
         known = _about(self.folder)
         if known is None and set(os.listdir(self.folder)) - {f".{_ABOUT}.new"}:
             raise BadInput(

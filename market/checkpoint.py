@@ -47,7 +47,10 @@ SHARE = 0.02  # of the time goes into writing checkpoints, at most
 PART_BYTES = 2**26  # of rows, so that memory stays flat
 KEPT = 2  # checkpoints
 Bytes: TypeAlias = bytes | memoryview
-_VERSIONS = ("admarket", "numpy", "numba", "scipy", "mesa", "torch", "transformers")
+_VERSIONS = (
+    *("admarket", "numpy", "numba", "scipy", "mesa", "polars", "torch", "transformers"),
+    *("botorch", "gpytorch", "linear-operator"),  # IAMFM plans with them
+)
 _SUFFIXES = {"rounds": "npy", "plans": "npz", "replies": "parquet"}
 
 

@@ -2,7 +2,7 @@
 
 The bytes are NumPy's `.npz`: the arrays, and a tree in JSON that says where they belong. Floats are
 written so that they read back as the same number, arrays and generators that stood in two places
-are one object again.
+are one object again. Arrays lie in memory as C or Fortran has them, each on its own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A YAML file written by a person, read so that nothing in it can hang or fill the machine.
 
 What is not plain keys and values of a sensible size is refused in a line: text without end, nesting
-without bottom (an alias may refer to itself), aliases that multiply, numbers of thousands of
-digits, a key given twice.
+without bottom (an alias may refer to itself), aliases that multiply, merge keys (which
+multiply within the parser), numbers of thousands of digits, a key given twice.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ MOST_TEXT = 2**17
 DEEPEST = 32
 MOST_ENTRIES = 20_000
 LARGEST = 2**63 - 1
+RESOLVED = 16
+"""How many times longer and fuller a scenario may be with every default written out."""
 _PARSING = (
     *(yaml.YAMLError, RecursionError),
     # what the parser's own conversions raise: dates, numbers and tags that are none
@@ -26,15 +28,20 @@ _PARSING = (
 )
 
 
-def read_yaml(path: Path) -> dict[Any, Any]:
+def read_yaml(path: Path, *, resolved: bool = False) -> dict[Any, Any]:
     """Keys and values of a YAML file; none where it is empty.
+
+    Args:
+        path: of the file.
+        resolved: it is a scenario as a run wrote it, with its defaults.
 
     Raises:
         BadInput: one line that names the file and, where the parser knows it, the line.
     """
+    times = RESOLVED if resolved else 1
     try:
-        given = yaml.load(_text(path), _Loader)  # a SafeLoader
-        _check(given, DEEPEST, [MOST_ENTRIES])
+        given = yaml.load(_text(path, times * MOST_TEXT), _Loader)  # a SafeLoader
+        _check(given, DEEPEST, [times * MOST_ENTRIES])
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
     except OSError as error:
@@ -56,20 +63,22 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise BadInput(f"line {line}: a merge key (<<) is not read; write its keys out")
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
-                line = key.start_mark.line + 1
                 raise BadInput(f"line {line}: key {key.value!r:.60} is given twice; keep one")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, most: int) -> str:
     with path.open(encoding="utf-8") as file:
-        text = file.read(MOST_TEXT + 1)  # of a device there may be no end
-    if len(text) > MOST_TEXT:
-        raise BadInput(f"holds more than {MOST_TEXT} characters; give a scenario")
+        text = file.read(most + 1)  # of a device there may be no end
+    if len(text) > most:
+        raise BadInput(f"holds more than {most} characters; give a scenario")
     return text
 
 
@@ -79,7 +88,7 @@ def _check(given: Any, depth: int, left: list[int]) -> None:
     if depth == 0:
         raise BadInput(f"is nested more than {DEEPEST} deep; an alias may refer to itself")
     if left[0] < 0:
-        raise BadInput(f"holds more than {MOST_ENTRIES} entries, aliases included; give fewer")
+        raise BadInput("holds too many entries, aliases included; give fewer")
     if isinstance(given, int) and abs(given) > LARGEST:
         raise BadInput(f"holds a whole number beyond {LARGEST}; give a smaller one")
     parts = given if isinstance(given, list | tuple | set) else ()

@@ -127,6 +127,11 @@ ODD = (
     b"&a beside: [&b {name: *b}]",
     b"a: &a [x, x]\n"
     + b"".join(b"%c: &%c [*%c, *%c, *%c]\n" % (*[k + 1] * 2, *[k] * 3) for k in range(97, 121)),
+    b"a0: &a0 {x: 1}\n"
+    + b"".join(
+        b"a%d: &a%d {<<: [%s]}\n" % (k, k, b",".join([b"*a%d" % (k - 1)] * 9)) for k in range(1, 9)
+    ),
+    b"? !!merge [x]\n: {rounds: 1}",
     b"mechanism: &m {name: mosaic, parameters: {tau: *m}}",
     b"name: 2026-99-99",
     b"rounds: 5\nrounds: 6\n",

@@ -157,16 +157,19 @@ class Learner(ABC):
         """All that may have changed since it was made: every attribute, of which `restore` is told.
 
         Attributes are numbers, text, arrays, generators, and lists, tuples and dicts of these;
-        frozen dataclasses, such as the population, are taken to be constants. A learner that keeps
-        anything else (a neural network, say) overrides both methods.
+        frozen dataclasses, such as the population, are taken to be constants. No array is a view
+        of another that is kept. A learner that keeps anything else (a neural network, say)
+        overrides both methods.
 
         Raises:
-            BadInput: an attribute that is none of these.
+            BadInput: an attribute that is none of these, or a view.
         """
         return snapshot_of(self, f"learner {self.name}")
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go on from a `snapshot` of a learner that was made with the same arguments.
+
+        Attributes may be in it that are first set in `bids` or `learn`.
 
         Raises:
             BadInput: a snapshot of another kind of learner.

@@ -21,6 +21,8 @@ from market.errors import Stopped
 from mechanisms.errors import BadInput
 from mechanisms.gibbs import LowEffectiveSampleSize
 
+INTERRUPTED = 130
+"""What Typer returns in place of a `KeyboardInterrupt`."""
 # Typer brings its own click, whose base class of usage errors it does not name.
 USAGE_ERROR = typer.BadParameter.__base__
 
@@ -34,7 +36,10 @@ def main() -> None:
     warnings.simplefilter("once", LowEffectiveSampleSize)
     try:
         with terminable():
-            sys.exit(app(standalone_mode=False))
+            code = app(standalone_mode=False)
+            if code == INTERRUPTED:
+                raise KeyboardInterrupt
+            sys.exit(code)
     except Stopped as stopped:
         say(f"admarket: {stopped}")
         sys.exit(1)

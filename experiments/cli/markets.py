@@ -58,12 +58,13 @@ def run(
         folder = out or Path("results") / f"{described.name}-seed{seed}"
     else:
         _refuse_beside_resume(context, ("scenario", "seed", "out", "catalog"))
+        if not checkpoint_every:
+            raise BadInput("--resume goes on with checkpoints; drop --checkpoint-every 0")
         folder, described, seed = begun(resume)
     running.check_folder(described, seed, folder)
-    kept = resume is not None or checkpoint_every > 0
     work = (
         Unfinished(folder, described, seed, every=checkpoint_every, say=say)
-        if kept
+        if checkpoint_every
         else contextlib.nullcontext()
     )
     with work as unfinished:
@@ -79,10 +80,10 @@ def run(
 
 
 def _conclude(report: Path, tracking_uri: str | None) -> None:
-    """Log the run where that is asked for, and end with the report's path."""
+    """End with the report's path, and log the run where that is asked for."""
+    print(report, flush=True)
     if tracking_uri is not None:
         say(f"logging to MLflow: run {tracking.log_to_mlflow(report.parent, tracking_uri)}")
-    print(report)
 
 
 def _refuse_beside_resume(context: typer.Context, names: tuple[str, ...]) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Required
 
 import polars as pl
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
@@ -20,6 +19,7 @@ from experiments.report.wording import PoolMeasures
 from experiments.samples import SampleReply, load_samples
 from experiments.tables import by_advertiser, by_replication, movement
 from market.ledger import PER_ROUND
+from market.reading import read_yaml
 from market.result import summarise
 from market.scenario import Scenario
 from mechanisms.errors import BadInput
@@ -126,7 +126,7 @@ class Records:
         for name, digest in manifest.get("sha256", {}).items():
             _check_digest(folder / name, digest)
         text = _text(folder / "scenario.yaml")
-        scenario = _parsed(folder / "scenario.yaml", text, yaml.safe_load)
+        scenario = read_yaml(folder / "scenario.yaml", resolved=True)
         rounds = _frame(folder / "rounds.parquet", ROUNDS)
         advertisers = _frame(folder / "advertisers.parquet", ADVERTISERS, needed_only=True)
         best, gains, plans = (
@@ -253,7 +253,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         if not (folder / name).exists()
     ]
     if "manifest.json" not in lacking:
-        manifest = _parsed(path, _text(path), json.loads)
+        manifest = _parsed(path)
         if isinstance(manifest.get("kind"), str):
             raise BadInput(
                 f"{folder} holds the result of another command ({manifest['kind']!r:.40}); "
@@ -294,11 +294,12 @@ def _text(path: Path) -> str:
         raise BadInput(f"{path}: cannot be read; it is damaged, repeat the run") from None
 
 
-def _parsed(path: Path, text: str, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """A file that holds keys and values."""
+def _parsed(path: Path) -> dict[str, Any]:
+    """A JSON file that holds keys and values."""
+    text = _text(path)
     try:
-        found = parse(text)
-    except (ValueError, yaml.YAMLError, RecursionError):
+        found = json.loads(text)
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise BadInput(f"{path}: holds no keys and values; it is damaged, repeat the run")

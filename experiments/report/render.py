@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -65,8 +66,8 @@ def rebuild(folder: Path, say: Callable[[str], None] = lambda _: None) -> Path:
             if run.missing:
                 say(f"{folder} is of an earlier version; it lacks {', '.join(run.missing)}")
                 if page.exists() and not (folder / EARLIER).exists():
+                    os.replace(shutil.copyfile(page, Path(scratch) / EARLIER), folder / EARLIER)
                     say(f"the page that was there is kept as {folder / EARLIER}")
-                    os.replace(page, folder / EARLIER)
             (folder / "figures").mkdir(exist_ok=True)
             for figure in Path(scratch).glob("figures/*.png"):
                 os.replace(figure, folder / "figures" / figure.name)

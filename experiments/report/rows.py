@@ -100,10 +100,13 @@ def rows(run: Records) -> Iterator[Row]:
                 yield Row(f"{who}: ROI", "ROI / target ROI, expected", [Cell.of(x) for x in roi])
     if any(each["mean"] is not None for each in run.movement.values()):
         cells = [Cell.of(run.movement[label], 0.01) for label in parts]
-        yield Row("Bids moved", "third quarter to last, of truthful", cells)
+        yield Row("Mean bids moved", "third quarter to last, of truthful", cells)
     if run.exploitability:
         cells = [Cell.of(run.exploitability.get(label), 0.01) for label in parts]
-        yield Row("Exploitability", "gains by other fixed bids, of the value attained", cells)
+        unit = "gains by other fixed bids, of the value attained"
+        if any(each["infinite"] for each in run.exploitability.values()):
+            unit += "; without replications in which none is"
+        yield Row("Exploitability", unit, cells)
 
 
 def paid_share(run: Records, label: str) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any
 
 import polars as pl
 
+from agents.learners.base import Learner
+from agents.learners.registry import LEARNERS
 from experiments.equilibrium.diagnosis import EXPLOITABILITY, MOVEMENT
 from experiments.plots import OBJECTIVES
 from experiments.report.records import Records
@@ -26,7 +28,7 @@ from experiments.report.wording import (
     told,
     told_percent,
 )
-from experiments.tables import difference
+from experiments.tables import difference, spread
 from mechanisms.pool import Floats
 
 SMALL = 2e9
@@ -148,16 +150,23 @@ def bids(run: Records) -> str:
 
 ANSWERS = {
     "yes": "Yes under {who}, as far as a search for better fixed bids finds: bids have come to "
-    "rest ({moved}), and at their averages all advertisers together could gain {gain}.",
-    "moving": "No under {who}: bids are still moving ({moved}); at their averages all advertisers "
+    "rest ({moved}; {swung}), and at mean bids all advertisers together could gain {gain}.",
+    "moving": "No under {who}: bids are still moving ({moved}); at mean bids all advertisers "
     "together could gain {gain}.",
-    "resting": "No under {who}: bids have come to rest ({moved}), but at their averages all "
+    "swinging": "No under {who}: bids do not come to rest ({swung}; {moved}); at mean bids all "
     "advertisers together could gain {gain}.",
-    "gaining": "No under {who}: at their average bids all advertisers together could gain {gain}; "
-    "whether bids have come to rest is not to be told ({moved}).",
-    "open": "Not to be told under {who} ({moved}): at their averages all advertisers together "
-    "could gain {gain}, and one of the two intervals holds its limit.",
-    "short": "Not to be told under {who} from fewer than 4 rounds; at their average bids all "
+    "drawn": "Not to be told under {who}: mean bids rest ({moved}), but bids do not "
+    "({swung}), as some learners draw theirs at random. At mean bids all advertisers together "
+    "could gain {gain}, which is not what they could gain against the mixtures.",
+    "resting": "No under {who}: bids have come to rest ({moved}; {swung}), but at mean bids all "
+    "advertisers together could gain {gain}.",
+    "gaining": "No under {who}: at mean bids all advertisers together could gain {gain}; "
+    "whether bids have come to rest is not to be told ({moved}; {swung}).",
+    "infinite": "No under {who}: nobody attains any value, though by other bids somebody could, in "
+    "{lost}; in the others all advertisers together could gain {gain} at mean bids.",
+    "open": "Not to be told under {who} ({moved}; {swung}): at mean bids all advertisers together "
+    "could gain {gain}, and one of these intervals holds its limit or is lacking.",
+    "short": "Not to be told under {who} from fewer than 4 rounds; at mean bids all "
     "advertisers together could gain {gain}.",
     "nothing": "Nobody attains any value under {who}.",
 }
@@ -175,10 +184,14 @@ def settled(run: Records) -> str:
     for kind, text in ANSWERS.items():
         if who := kinds.get(kind):
             moved = _by_mechanism(run.movement, who, "of truthful")
+            swung = _by_mechanism({m: spread(_bids(run, m)) for m in who}, who, "of truthful")
             words = text.format(
                 who=listed(who),
-                moved=f"moved by {moved} from the third quarter of the rounds to the last",
+                moved=f"mean bids moved by {moved} from the third quarter of the rounds to the "
+                "last",
+                swung=f"within the last quarter bids swing by {swung}",
                 gain=_by_mechanism(run.exploitability, who, "of the value they attain"),
+                lost=_lost(run, who),
             )
             found.append(words)
     return " ".join(found)
@@ -189,21 +202,56 @@ def answer(run: Records, label: str) -> str:
     moved, gain = run.movement[label], run.exploitability[label]
     if gain["mean"] is None:
         return "nothing"
+    if gain["infinite"]:
+        return "infinite"
     if moved["mean"] is None:
         return "short"
-    rest, equilibrium = _within(moved, MOVEMENT), _within(gain, EXPLOITABILITY)
-    if rest and equilibrium:
-        return "yes"
-    if rest is False:
+    still, equilibrium = _within(moved, MOVEMENT), _within(gain, EXPLOITABILITY)
+    if still is False:
         return "moving"
+    # means over a quarter hide what goes on within it
+    steady = _within(spread(_bids(run, label)), MOVEMENT)
+    if steady is False:
+        if not _draw(run):
+            return "swinging"
+        return "drawn" if still else "open"
+    if still and steady and equilibrium:
+        return "yes"
     if equilibrium is False:
-        return "resting" if rest else "gaining"
+        return "resting" if still and steady else "gaining"
     return "open"
 
 
+def _draw(run: Records) -> bool:
+    """Whether some learners draw their bids at random."""
+    groups = [group for group in run.scenario.get("population") or [] if isinstance(group, Mapping)]
+    learners = [group.get("learner") for group in groups]
+    names = [each["name"] for each in learners if isinstance(each, Mapping) and "name" in each]
+    # those that draw give a strategy of their own
+    return any(
+        LEARNERS[name].strategy is not Learner.strategy for name in names if name in LEARNERS
+    )
+
+
+def _bids(run: Records, label: str) -> pl.DataFrame:
+    return run.advertisers.filter(pl.col("mechanism") == label)
+
+
+def _lost(run: Records, who: Sequence[str]) -> str:
+    """In how many replications exploitability is infinite."""
+    counts = [
+        f"{run.exploitability[m]['infinite']} of {run.replications} replications" for m in who
+    ]
+    if len(who) == 1:
+        return counts[0]
+    return listed([f"{count} under {label}" for count, label in zip(counts, who, strict=True)])
+
+
 def _within(found: Mapping[str, Any], limit: float) -> bool | None:
-    """Whether a mean is at most `limit`; None where its interval, if it has one, holds both."""
-    low, high = (found["mean"] if found[end] is None else found[end] for end in ("low", "high"))
+    """Whether a mean is at most `limit`; None where its interval holds both or is lacking."""
+    low, high = found["low"], found["high"]
+    if low is None or high is None:
+        return None
     return True if high <= limit else False if low > limit else None
 
 
@@ -241,7 +289,10 @@ def warnings(run: Records) -> Iterator[str]:
         )
     groups = run.scenario.get("population") or []
     if any(isinstance(group, Mapping) and group.get("budget") for group in groups):
-        yield "Best responses and gains leave budgets out."
+        yield (
+            "Best responses and gains leave budgets out; so do expected payments, hence what "
+            "advertisers are said to pay of their value, while revenue is what budgets allowed."
+        )
 
 
 def _by_mechanism(found: Mapping[str, Mapping[str, Any]], who: Sequence[str], of: str) -> str:

@@ -1,8 +1,10 @@
 """The command line on a synthetic pool: results, exit codes, and nothing lost. No LLM."""
 
 import json
+import signal
 import subprocess
 import sys
+from types import ModuleType
 from types import SimpleNamespace as Record
 
 import numpy as np
@@ -11,8 +13,12 @@ import pytest
 import yaml
 
 from experiments import run as running
+from experiments import tracking
 from experiments.cli import main
-from tests.experiments import small_run
+from experiments.report.records import Records
+from market.reading import MOST_TEXT, read_yaml
+from mechanisms import BadInput
+from tests.experiments import small_folder, small_run
 
 SCENARIO = {
     "rounds": 30,
@@ -203,6 +209,58 @@ def test_bad_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, ch
     assert last.startswith("admarket: ")
     assert "Traceback" not in err + printed
     assert not out.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_any_command_that_is_interrupted_says_so_and_exits_with_1(
+    monkeypatch, capsys, tmp_path, number
+):
+    audit = sys.modules["experiments.audit"]  # the package has a function of this name
+    monkeypatch.setattr(audit, "run_audit", lambda *_, **__: signal.raise_signal(number))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        said = admarket(monkeypatch, capsys, "audit", "synthetic", "--out", tmp_path / "audit")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert said == (1, "", "admarket: interrupted; nothing was overwritten\n")
+
+
+@pytest.mark.parametrize("wrong", ["!!timestamp x", "!!bool x", "2026-99-99", "{<<: {a: 1}}"])
+def test_a_results_folder_with_a_scenario_that_is_no_yaml_is_refused(
+    monkeypatch, capsys, tmp_path, wrong
+):
+    path = small_folder.write(tmp_path / "results") / "scenario.yaml"
+    path.write_text(f"{path.read_text()}title: {wrong}\n")
+    code, printed, err = admarket(monkeypatch, capsys, "report", path.parent)
+    assert code == 2 and not printed
+    assert err.startswith(f"admarket: {path}") and len(err.splitlines()) == 1
+
+
+def test_a_scenario_with_its_defaults_may_be_longer_than_one_that_is_given(tmp_path):
+    path = small_folder.write(tmp_path / "results") / "scenario.yaml"
+    path.write_text(f"{path.read_text()}catalog: {'x' * MOST_TEXT}\n")
+    assert len(Records.read(path.parent).scenario["catalog"]) == MOST_TEXT
+    with pytest.raises(BadInput, match="holds more than"):
+        read_yaml(path)
+
+
+def test_when_mlflow_fails_the_folder_of_the_whole_results_is_named(monkeypatch, tmp_path):
+    class Client:
+        def __init__(self, tracking_uri):
+            raise ConnectionError(f"{tracking_uri} is down\nand more")
+
+    monkeypatch.setitem(sys.modules, "mlflow", ModuleType("mlflow"))
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", Record(MlflowClient=Client))
+    folder = small_folder.write(tmp_path / "results")
+    (folder / "summary.json").write_text("{}")
+    with pytest.raises(BadInput) as error:
+        tracking.log_to_mlflow(folder, "http://x")
+    assert str(error.value) == (
+        f"--mlflow http://x: cannot be logged to (http://x is down); the results are in {folder}"
+    )
+    (folder / "scenario.yaml").write_text("name: !!timestamp x")
+    with pytest.raises(BadInput, match="holds no finished run"):
+        tracking.log_to_mlflow(folder, "http://x")
 
 
 def test_missing_scenario_file_from_the_shell(tmp_path):

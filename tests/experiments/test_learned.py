@@ -36,3 +36,10 @@ def test_where_nobody_attains_value_there_is_no_number():
     rows = {"mechanism": ["a"], "replication": [0], "advertiser": [0]}
     frame = pl.DataFrame({**rows, "value": [0.0], "gain": [1.0], "owed": [0.0]})
     assert exploitability(frame)["a"]["mean"] is None
+
+
+def test_infinite_exploitability_is_counted():
+    rows = {"mechanism": ["a"] * 4, "replication": [0, 1, 2, 3], "advertiser": [0] * 4}
+    gains = {"value": [1.0, 1.0, 0.0, 0.0], "gain": [0.5, 0.5, 5.0, 0.0], "owed": [0.0] * 4}
+    found = exploitability(pl.DataFrame(rows | gains))["a"]
+    assert found["infinite"] == 1 and found["clusters"] == 3

@@ -1,6 +1,8 @@
 """Results folders: complete or not there at all, escaped, and never over somebody else's work."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -113,6 +115,54 @@ def test_the_same_inquiry_is_replaced_and_a_failure_leaves_it(tmp_path):
         write(folder, tables={"people": Broken()})
     assert "again" in (folder / "report.html").read_text()
     assert [each.name for each in tmp_path.iterdir()] == ["out"]  # nothing is left behind
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_the_earlier_result_is_there_when_the_new_one_cannot_be_moved(error, monkeypatch, tmp_path):
+    folder, move = write(tmp_path / "out").parent, os.replace
+
+    def moving(source, target):
+        if source.name == "ready":
+            raise error
+        move(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", moving)
+        with pytest.raises(type(error)):
+            write(folder, facts=[("Seed", "again")])
+    assert "again" not in (folder / "report.html").read_text()
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_kill_between_the_moves_leaves_is_put_back_or_removed(tmp_path):
+    folder, hidden = write(tmp_path / "out").parent, tmp_path / ".out.earlier"
+    before = (folder / "report.html").read_bytes()
+    folder.rename(hidden)  # killed after the first move
+    check_folder(folder, SUBJECT)
+    assert (folder / "report.html").read_bytes() == before and not hidden.exists()
+    shutil.copytree(folder, hidden)  # after the second
+    check_folder(folder, SUBJECT)
+    write(folder, facts=[("Seed", "again")])
+    assert "again" in (folder / "report.html").read_text()
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
+
+
+def test_results_are_on_the_disk_before_they_replace_others(monkeypatch, tmp_path):
+    synced, move, sync = [], os.replace, os.fsync
+
+    def syncing(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def moving(source, target):
+        if source.name == "ready":
+            assert {each.stat().st_ino for each in [source, *source.rglob("*")]} <= set(synced)
+        move(source, target)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", moving)
+    write(tmp_path / "out")
+    assert synced[-1] == tmp_path.stat().st_ino  # the move itself
 
 
 @pytest.mark.parametrize(

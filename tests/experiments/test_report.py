@@ -163,6 +163,23 @@ def test_a_folder_of_an_earlier_version_keeps_its_page(undrawn, tmp_path):
     assert "Sample replies" not in page and "smollm2-135m" in page
 
 
+def test_there_is_a_page_at_any_time_while_it_is_made_again(undrawn, monkeypatch, tmp_path):
+    old = small_folder.write(tmp_path / "old", without=("gains.parquet",))
+    (old / "report.html").write_text("with gains")
+    move = render.os.replace
+
+    def moving(source, target):
+        if source.name == "report.html":
+            raise OSError(28, "No space left on device")
+        move(source, target)
+
+    monkeypatch.setattr(render.os, "replace", moving)
+    with pytest.raises(BadInput, match=r"cannot be written \(No space left"):
+        rebuild(old)
+    assert (old / "report.html").read_text() == "with gains"
+    assert (old / "report-earlier.html").read_text() == "with gains"
+
+
 def damaged(folder, name, how):
     path = folder / name
     if how == "gone":

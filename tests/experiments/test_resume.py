@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ import yaml
 from experiments import run as running
 from experiments.unfinished import Unfinished, folder_of
 from market import checkpoint
+from market.errors import Stopped
 from market.model import MarketModel
 from market.scenario import Scenario
 from tests.experiments.killing import COMPARED, bare, digests
@@ -38,6 +40,18 @@ KILLED = {
         {"objective": "value", "count": 2, "target_roi": [1, 1.5], "learner": "pacing"},
     ],
 }
+
+
+def broken_move(patch, error):
+    """Raise `error` where complete results are moved to their place."""
+    move = os.replace
+
+    def moving(source, target):
+        if Path(source).name == "ready":
+            raise error
+        return move(source, target)
+
+    patch.setattr(os, "replace", moving)
 
 
 def kill(tmp_path, kills, *bare):
@@ -357,14 +371,52 @@ def test_without_checkpoints_a_run_is_the_same(monkeypatch, capsys, scenario, tm
     assert set(digests(tmp_path / "one")) <= set(COMPARED)
 
 
-def test_results_being_replaced_when_a_run_is_killed_are_put_back(tmp_path, scenario):
+@pytest.mark.parametrize("every", [0, 5])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "(No space left on device); mend that"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+    ids=["full", "Ctrl-C"],
+)
+def test_results_that_cannot_be_moved_leave_the_earlier_ones(
+    error, said, every, monkeypatch, capsys, scenario, tmp_path, quick
+):
     out = tmp_path / "results"
-    old = folder_of(out) / ".results-abc" / "old"
-    described = Scenario.from_yaml(scenario)
-    with Unfinished(out, described, 0) as work:
-        (work.arm(0, "mosaic")).mkdir()
-        (work.arm(0, "mosaic") / "checkpoint-1.json").touch()
-    old.mkdir(parents=True)
-    (old / "rounds.parquet").write_text("earlier")
-    with Unfinished(out, described, 0):
-        assert (out / "rounds.parquet").read_text() == "earlier"
+    arguments = ("run", scenario, "--out", out, "--checkpoint-every", every)
+    assert admarket(monkeypatch, capsys, *arguments)[0] == 0
+    before = files(out)
+    with monkeypatch.context() as patch:
+        broken_move(patch, error)
+        code, printed, err = admarket(monkeypatch, capsys, *arguments)
+    assert code != 0 and not printed and said in err.splitlines()[-1]
+    assert files(out) == before
+    assert [each for each in tmp_path.iterdir() if each.name.startswith(".")] == []
+    assert admarket(monkeypatch, capsys, *arguments)[0] == 0
+
+
+def test_without_rounds_to_go_on_from_the_line_says_to_run_again(tmp_path, scenario, quick):
+    finished = running.run(Scenario.from_yaml(scenario).with_(rounds=4, beside=[]), 0)
+    out = tmp_path / "results"
+    with pytest.MonkeyPatch.context() as patch, Unfinished(out, finished.scenario, 0) as work:
+        broken_move(patch, OSError(errno.ENOSPC, "No space left on device"))
+        with pytest.raises(Stopped, match=r"left on device\); mend that, then run it again$"):
+            running.write(finished, out, work)
+
+
+def test_resume_does_not_go_without_checkpoints(monkeypatch, capsys, half):
+    arguments = ("run", "--resume", half, "--checkpoint-every", "0")
+    refused(monkeypatch, capsys, half, "--resume goes on with checkpoints; drop", *arguments)
+
+
+def test_results_being_replaced_when_a_run_is_killed_are_put_back(
+    monkeypatch, capsys, scenario, tmp_path, quick
+):
+    out = tmp_path / "results"
+    assert admarket(monkeypatch, capsys, "run", scenario, "--out", out)[0] == 0
+    before = files(out)
+    out.rename(out.with_name(".results.earlier"))  # killed after the first move
+    running.check_folder(Scenario.from_yaml(scenario), 0, out)
+    assert files(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results", "small.yaml"]

@@ -121,6 +121,7 @@ def test_verdicts_follow_the_intervals():
         ({"scenario": {"requests_per_round": 5}}, ["requests per round"]),
         ({"scenario": {"environment_seed": 5}}, ["environment seed"]),
         ({"scenario": {"requests": {"queries": 9}}}, ["requests"]),
+        ({"scenario": {"replies": {"source": "synthetic"}}}, ["source of replies"]),
     ],
 )
 def test_runs_are_paired_where_they_met_the_same_requests_and_dice(
@@ -128,6 +129,20 @@ def test_runs_are_paired_where_they_met_the_same_requests_and_dice(
 ):
     other = small_folder.write(tmp_path / "other", **changes)
     assert list(differing_chances(Records.read(folders[0]), Records.read(other))) == unlike
+
+
+def test_generated_requests_of_another_llm_are_others(tmp_path):
+    asked = {"requests": {"queries": 8, "ads": 3, "source": "generated"}}
+    found = [
+        Records.read(small_folder.write(tmp_path / name, scenario=asked | {"replies": replies}))
+        for name, replies in (
+            ("a", {"per_request": 6}),
+            ("b", {"per_request": 7}),
+            ("c", {"per_request": 6, "model": "another"}),
+        )
+    ]
+    assert list(differing_chances(found[0], found[1])) == []
+    assert list(differing_chances(found[0], found[2])) == ["LLM that writes requests"]
 
 
 def test_mechanisms_are_matched_by_name_or_else_the_first(folders):
@@ -207,9 +222,11 @@ def test_differences_of_independent_samples_are_welchs():
     assert difference(one[:1], other, paired=False)["low"] is None
 
 
-def test_paired_differences_of_rounding_are_none():
-    x = np.random.default_rng(0).random(5)
-    found = difference(x * (1 + 1e-14), x, paired=True)
+@pytest.mark.parametrize("paired", [True, False])
+def test_differences_of_rounding_are_none(paired):
+    x = np.random.default_rng(0).random(5) if paired else np.full(5, 0.3)
+    noise = 1e-14 * np.array([1, 2, 1, 2, 3])
+    found = difference(x * (1 + noise), x, paired=paired)
     assert found["mean"] == found["low"] == found["high"] == 0
 
 

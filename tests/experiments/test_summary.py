@@ -11,7 +11,9 @@ import pytest
 from experiments.equilibrium.diagnosis import EXPLOITABILITY, MOVEMENT
 from experiments.report import summary
 from experiments.report.records import Records
+from experiments.report.rows import rows
 from experiments.report.wording import number
+from experiments.tables import spread
 from market.ledger import PER_ROUND
 
 T = 8
@@ -119,6 +121,7 @@ def test_one_replication_proves_nothing():
     assert "one replication, which may be chance" in found["Who won?"]
     assert "more" not in found["Who won?"]
     assert "market totals have no intervals" in found["Read with care."]
+    assert found["Is it an equilibrium?"].startswith("Not to be told under a and b")
 
 
 def wide(mean):
@@ -139,12 +142,12 @@ NONE, SOME = np.full(4, EXPLOITABILITY / 2), np.full(4, 10 * EXPLOITABILITY)
     ("moved", "gain", "kind", "words"),
     [
         (REST, NONE, "yes", "Yes under a, as far as a search for better fixed bids finds"),
-        (DRIFT, NONE, "moving", "No under a: bids are still moving (moved by 20.0 % [20.0, 20.0]"),
+        (DRIFT, NONE, "moving", "No under a: bids are still moving (mean bids moved by 20.0 %"),
         (DRIFT, SOME, "moving", "could gain 5.00 % [5.00, 5.00] of the value they attain"),
-        (REST, SOME, "resting", "No under a: bids have come to rest (moved by 2.50 %"),
+        (REST, SOME, "resting", "No under a: bids have come to rest (mean bids moved by 2.50 %"),
         (wide(MOVEMENT), SOME, "gaining", "whether bids have come to rest is not to be told"),
         (wide(MOVEMENT), NONE, "open", "Not to be told under a"),
-        (REST, wide(EXPLOITABILITY), "open", "one of the two intervals holds its limit"),
+        (REST, wide(EXPLOITABILITY), "open", "one of these intervals holds its limit"),
         (REST, np.full(4, np.inf), "nothing", "Nobody attains any value under a"),
     ],
 )
@@ -152,6 +155,57 @@ def test_an_equilibrium_is_what_is_at_rest_and_cannot_be_exploited(moved, gain, 
     run = market({"a": 0.3 + NOISE}, {"a": moving(moved)}, {"a": gain})
     assert summary.answer(run, "a") == kind
     assert words in told(run)["Is it an equilibrium?"]
+
+
+ALTERNATING = np.tile([0.1, 1.5], (4, T // 2))
+
+
+def of_learners(*names):
+    population = [{"count": 1, "learner": {"name": name}} for name in names]
+    return {"rounds": T, "replications": 4, "population": population}
+
+
+@pytest.mark.parametrize(
+    ("learners", "kind", "words"),
+    [
+        (("best-response", "pacing"), "swinging", "No under a: bids do not come to rest (within"),
+        (("hedge", "hedge"), "drawn", "Not to be told under a: mean bids rest (mean bids moved"),
+        (("pacing", "hedge"), "drawn", "not what they could gain against the mixtures"),
+        ((), "swinging", "bids swing by 140 % [140, 140] of truthful"),
+    ],
+)
+def test_bids_that_alternate_are_not_at_rest_though_the_means_of_quarters_are(
+    learners, kind, words
+):
+    run = market({"a": 0.3 + NOISE}, {"a": ALTERNATING}, scenario=of_learners(*learners))
+    assert run.movement["a"]["mean"] == 0 and summary.answer(run, "a") == kind
+    text = told(run)["Is it an equilibrium?"]
+    assert words in text and "Yes" not in text
+    few = run.advertisers.filter(pl.col("round") < 5)  # the last quarter is one round
+    assert spread(few)["mean"] == pytest.approx(1.4)
+
+
+def test_who_draws_the_same_bid_every_time_is_at_rest():
+    run = market({"a": 0.3 + NOISE}, scenario=of_learners("hedge", "hedge"))
+    assert summary.answer(run, "a") == "yes"
+
+
+def test_an_interval_of_swings_that_holds_the_limit_leaves_it_open():
+    swings = 1 + np.outer(wide(MOVEMENT) / 2, np.tile([-1, 1], T // 2))
+    run = market({"a": 0.3 + NOISE}, {"a": swings})
+    assert summary.answer(run, "a") == "open"
+
+
+def test_replications_in_which_gains_are_infinite_are_counted():
+    totals = dict.fromkeys("ab", 0.3 + NOISE)
+    lost = {"a": np.array([0, 0, np.inf, np.inf]), "b": np.array([0, 0, 0, np.inf])}
+    text = told(market({"a": totals["a"]}, gains=lost))["Is it an equilibrium?"]
+    assert text.startswith("No under a: nobody attains any value") and "2 of 4 repl" in text
+    run = market(totals, gains=lost)
+    text = told(run)["Is it an equilibrium?"]
+    assert "in 2 of 4 replications under a and 1 of 4 replications under b" in text
+    last = list(rows(run))[-1]
+    assert last.name == "Exploitability" and "without replications in which none is" in last.unit
 
 
 def test_answers_are_given_by_mechanism():
@@ -240,4 +294,5 @@ def test_warnings(manifest, words):
 
 def test_budgets_are_a_warning():
     scenario = {"rounds": T, "replications": 4, "population": [{"budget": None}, {"budget": 3.0}]}
-    assert "budgets" in told(market({"a": 0.3 + NOISE}, scenario=scenario))["Read with care."]
+    care = told(market({"a": 0.3 + NOISE}, scenario=scenario))["Read with care."]
+    assert "gains leave budgets out; so do expected payments, hence what advertisers are" in care

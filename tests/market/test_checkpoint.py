@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 from dataclasses import replace
+from functools import cached_property
 from types import SimpleNamespace as Record
 
 import numpy as np
@@ -25,7 +26,7 @@ from mechanisms.mosaic import Mosaic
 from mechanisms.pool import ReplyPool
 from mechanisms.registry import make_mechanism
 from tests.market import test_iamfm, test_live
-from tests.mechanisms.leader import Leader
+from tests.mechanisms.leader import Lead, Leader
 
 N, ROUNDS = 5, 14
 POOL = ReplyPool.synthetic(12, 8, 3, np.random.default_rng(1), advertisers=N)
@@ -94,6 +95,17 @@ def test_periods_go_on_wherever_they_are_stopped(at, tmp_path):
     model = stopped(tmp_path, lambda: market(mechanism=Leader(4)), at)
     model.run()
     assert left_behind(model) == left_behind(whole)
+
+
+def test_plans_that_come_out_otherwise_are_refused(tmp_path, monkeypatch):
+    model = market(mechanism=Leader(4))
+    kept = Checkpoints(tmp_path, model)
+    model.run(rounds=6)
+    kept.write()
+    monkeypatch.setattr(Lead, "record", {"leader": 0, "seed": 0.1 + 0.2})
+    model = market(mechanism=Leader(4))
+    with pytest.raises(BadInput, match=r"the plan of round 4 came out otherwise .*\bseed of repl"):
+        Checkpoints(tmp_path, model).resume()
 
 
 @pytest.mark.parametrize("at", [3, 6])
@@ -245,6 +257,84 @@ def test_a_learner_that_cannot_be_stored_is_refused_before_the_first_round(tmp_p
     )
 
 
+class Late(Truthful):
+    """Sets what it knows when it first knows it."""
+
+    name = "late"
+    feedback = "bandit"
+
+    def bids(self):
+        return super().bids() * (1.0 + 0.1 * np.tanh(getattr(self, "last", 0.0)) + self.bonus)
+
+    @cached_property
+    def bonus(self):
+        return float(self.rng.random())
+
+    def learn(self, feedback):
+        self.last = feedback.clicks.copy()
+
+
+def test_what_a_learner_sets_first_in_a_round_is_kept_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(LEARNERS, "late", Late)
+    whole = market(("late",))
+    whole.run()
+    model = stopped(tmp_path, lambda: market(("late",)), 2, 9)
+    model.run()
+    assert left_behind(model) == left_behind(whole)
+    snapshot = model.groups[0].learner.snapshot()
+    del snapshot["state"]
+    with pytest.raises(BadInput, match="not one of learner late, it lacks state; make it as"):
+        market(("late",)).groups[0].learner.restore(snapshot)
+
+
+VIEWS = {
+    "a view with gaps": (lambda s: s[:, 0], "x, an array that does not lie in one piece"),
+    "axes swapped": (lambda s: s.copy().swapaxes(1, 2), "x, an array that does not lie in one"),
+    "reversed": (lambda s: np.arange(3)[::-1], "x, an array that does not lie in one piece"),
+    "a part": (lambda s: s[1], r"state['s'] and x, arrays that share memory"),
+    "another shape": (lambda s: [s.reshape(-1)], r"state['s'] and x[0], arrays that share memory"),
+}
+
+
+@pytest.mark.parametrize(("view", "said"), VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize("late", [False, True], ids=["made", "learned"])
+def test_a_learner_that_keeps_views_is_refused(late, view, said, tmp_path, monkeypatch):
+    class Viewing(Truthful):
+        name = "viewing"
+        feedback = "bandit"
+
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.state["s"] = np.ones((2, 3, len(self.population.values)))
+            if not late:
+                self.x = view(self.state["s"])
+
+        def learn(self, feedback):
+            self.x = view(self.state["s"])
+
+    monkeypatch.setitem(LEARNERS, "viewing", Viewing)
+    model = market(("viewing",))
+    kept = Checkpoints(tmp_path, model)
+    with pytest.raises(BadInput) as refused:
+        kept.resume()  # before the first round, where it is seen then
+        assert late
+        model.step()
+        kept.write()
+    assert model.round == int(late) and not list(tmp_path.iterdir())
+    assert str(refused.value).startswith(f"learner viewing keeps {said}")
+    assert "; keep a `.copy()`, or give it a `snapshot`" in str(refused.value)
+
+
+def test_a_snapshot_takes_one_object_twice_only_where_it_comes_back_as_one():
+    learner, rng, array = market().groups[0].learner, np.random.default_rng(0), np.arange(6.0)
+    learner.both = [(rng, array), (rng, array), array[:0], np.asfortranarray(np.ones((2, 3)))]
+    one, other = learner.snapshot()["both"][:2]
+    assert one[0] is other[0] and one[1] is other[1]
+    learner.alias = learner.state
+    with pytest.raises(BadInput, match="keeps alias and state, the same dict, which a checkpoint"):
+        learner.snapshot()
+
+
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text()
     | st.builds(np.float64, st.floats()) | st.builds(np.int64, st.integers(-5, 5))
@@ -361,7 +451,8 @@ def test_a_checkpoint_of_another_run_is_refused(other, said, tmp_path):
 def test_other_code_and_other_schemas_are_refused(tmp_path, monkeypatch):
     begun(tmp_path)
     made = checkpoint.made_with()
-    for what in ("version of numpy", "source code of admarket"):
+    for what in ("version of numpy", "version of botorch", "source code of admarket"):
+        assert what in made
         monkeypatch.setattr(checkpoint, "made_with", lambda what=what: {**made, what: "other"})
         with pytest.raises(BadInput, match=f"another {what}"):
             Checkpoints(tmp_path, market()).resume()
