@@ -225,7 +225,7 @@ class SlotAuction(Parametric, Mechanism):
         def listed(origin: ReplyPool) -> FeasibleSets:
             sets = RenderableSets.of(origin)
             feasible = sets.feasible(self.slots)
-            return FeasibleSets.of(feasible, sets.shows, sets.ctr, stand_alone_ctr(origin))
+            return FeasibleSets.of(feasible, sets.shows, sets.ctr, qualities(origin, self.slots))
 
         return pool.derived(("feasible sets", self.slots), listed)
 
@@ -279,7 +279,8 @@ class GSP(SlotAuction):
     """A clicked ad pays the least bid that would have kept its rank (second price by score).
 
     Scores are `b_i·q_i`, where q_i is ad i's click rate when shown alone, or over all the replies
-    that show it if none shows it alone. See `mechanisms.payments.gsp`.
+    that show it if none shows it alone. An ad that no feasible set shows is nobody's rival, and its
+    score is 0. See `mechanisms.payments.gsp`.
     """
 
     name: ClassVar[str] = "gsp"
@@ -289,8 +290,8 @@ class GSP(SlotAuction):
         """As `SlotAuction.auction`: `p_i = ctr_i(S*)·s_next/q_i`, between reserve and bid."""
         winner = self._most_welfare(sets, bids)
         shown = np.take_along_axis(sets.shows, winner[:, :, None], axis=1)
-        alone = stand_alone_ctr(pool)[:, None, :]
-        price = gsp(self._qualified(bids), np.broadcast_to(alone, bids.shape), shown, self.reserve)
+        quality = np.broadcast_to(qualities(pool, self.slots)[:, None, :], bids.shape)
+        price = gsp(self._qualified(bids), quality, shown, self.reserve)
         return winner, price * _rates(sets, winner)
 
 
@@ -324,6 +325,18 @@ def stand_alone_ctr(pool: ReplyPool) -> Floats:
     Where no reply shows the ad alone: over all that show it; where none does: 0.
     """
     rates = pool.derived("stand-alone click rates", _stand_alone_ctr)
+    return rates if pool.index is None else rates[pool.index]
+
+
+def qualities(pool: ReplyPool, slots: int) -> Floats:
+    """(B, n) q_i of GSP: `stand_alone_ctr`, but 0 for an ad that no feasible set shows."""
+
+    def found(origin: ReplyPool) -> Floats:
+        sets = RenderableSets.of(origin)
+        rival = (sets.feasible(slots)[:, :, None] & sets.shows).any(axis=1)
+        return np.where(rival, stand_alone_ctr(origin), 0.0)
+
+    rates = pool.derived(("qualities", slots), found)
     return rates if pool.index is None else rates[pool.index]
 
 

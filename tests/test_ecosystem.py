@@ -83,7 +83,6 @@ def test_what_the_page_says_of_scenarios_is_a_scenario():
 
 
 def test_logged_to_mlflow(place, monkeypatch):
-    pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")

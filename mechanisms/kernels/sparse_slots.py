@@ -26,7 +26,7 @@ class FeasibleSets:
         entry: (S + 1,) ads of set s are `entry[s]` to `entry[s + 1]`.
         ad: (E,) which of the request's candidate ads, in rising order.
         rate: (E,) its click rate in the set.
-        alone: (B, n) click rates when shown alone.
+        alone: (B, n) qualities of GSP: click rates when shown alone.
         most: the most sets of a request.
     """
 
@@ -46,7 +46,7 @@ class FeasibleSets:
             feasible: (B, M) reply j stands for a feasible set.
             shows: (B, M, n) that set's ads.
             ctr: (B, M, n) their click rates in it.
-            alone: (B, n) their click rates when shown alone.
+            alone: (B, n) qualities of GSP, see `mechanisms.slots.qualities`.
         """
         request, reply = np.nonzero(feasible)
         which, ad = np.nonzero(shows[request, reply])

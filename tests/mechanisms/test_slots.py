@@ -1,5 +1,7 @@
 """Slot auctions: cases worked out by hand, and what theory promises on any pool."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -133,6 +135,29 @@ def test_classical_second_price(auction, seed, n):
     close(found.payments, [np.where(b * q == (b * q).max(), np.sort(b * q)[-2], 0.0)])
 
 
+def test_an_ad_that_cannot_be_shown_prices_nobody():
+    # ad 2 is shown only beside ad 1, so with one slot it is no rival, whatever it bids
+    pool = ReplyPool.from_arrays([[[0.5, 0, 0], [0, 0.5, 0], [0, 0.4, 0.5]]])
+    close(GSP().allocate(pool, [3, 2, 10]).payments, [[0.5 * 2, 0, 0]])
+    # with two slots it wins beside ad 1, which the score of ad 0, 1.5, prices at its whole bid
+    close(GSP(slots=2).allocate(pool, [3, 2, 10]).payments, [[0, 0.4 * 2, 0.5 * 1 / 0.5]])
+
+
+@quick
+@given(markets(min_ads=1))
+def test_one_slot_gsp_is_vcg_whatever_else_the_pool_shows(market):
+    """Where a reply shows one ad alone, one slot makes both of them second-price auctions."""
+    pool, bids, rng = market
+    ctr, exposure = pool.ctr.copy(), pool.exposure.copy()
+    alone = rng.integers(pool.shape[2], size=len(ctr))
+    exposure[:, 0] = np.eye(pool.shape[2], dtype=bool)[alone]
+    ctr[:, 0] = exposure[:, 0] * rng.random((len(ctr), 1))
+    pool = replace(pool, ctr=ctr, exposure=exposure)
+    gsp_, vcg_ = GSP().allocate(pool, bids), VCG().allocate(pool, bids)
+    close(gsp_.probabilities, vcg_.probabilities)
+    close(gsp_.payments, vcg_.payments, bids.max(initial=0))
+
+
 def test_without_a_stand_alone_reply_quality_is_over_all_that_show_the_ad():
     pool = ReplyPool.from_arrays([[[0.2, 0.4, 0], [0.6, 0.4, 0]]], log_ref=np.log([[3.0, 1.0]]))
     close(stand_alone_ctr(pool), [[0.3, 0.4, 0.0]])
@@ -151,15 +176,27 @@ def test_sets_of_many_ads_are_told_apart(n):
 @quick
 @given(markets(), slots, reserves)
 def test_vcg_truth_is_dominant_and_rational(market, k, reserve):
+    check_truth(VCG(k, reserve), *market)
+
+
+@quick
+@given(markets(), reserves)
+def test_gsp_truth_is_dominant_and_rational_with_one_slot(market, reserve):
     pool, bids, rng = market
-    mechanism = VCG(k, reserve)
+    ctr, exposure = pool.ctr.copy(), pool.exposure.copy()
+    ctr[:, -1], exposure[:, -1] = 0.0, False  # a reserve asks for a reply without ads
+    check_truth(GSP(1, reserve), replace(pool, ctr=ctr, exposure=exposure), bids, rng)
+
+
+def check_truth(mechanism, pool, bids, rng):
+    """Truth is worth at least 0, and as much as any other bid, whatever the others bid."""
     values = rng.random(bids.shape)
     for i in range(bids.shape[1]):
         played = bids.copy()
         played[:, i] = values[:, i]
         best = utilities(pool, mechanism.allocate(pool, played), values)[:, i]
         assert (best >= -1e-12).all()
-        for bid in (*rng.random(6), 0.0, reserve, 40.0):
+        for bid in (*rng.random(6), 0.0, mechanism.reserve, 40.0):
             played[:, i] = bid
             other = utilities(pool, mechanism.allocate(pool, played), values)[:, i]
             assert (other <= best + 1e-9).all()
