@@ -6,6 +6,8 @@ import errno
 import os
 from pathlib import Path
 
+from mechanisms.errors import BadInput
+
 
 def swap(ready: Path, folder: Path) -> None:
     """Move `ready` to `folder`; what was there ends in `ready`'s parent, which the caller removes.
@@ -40,6 +42,7 @@ def put_back(folder: Path) -> None:
     """Move earlier results back to `folder` if they were to be replaced, and nothing came of it.
 
     Raises:
+        BadInput: a folder without a name.
         OSError: they cannot be moved.
     """
     earlier = _earlier(folder)
@@ -48,7 +51,13 @@ def put_back(folder: Path) -> None:
 
 
 def _earlier(folder: Path) -> Path:
-    """Where results lie while new ones take their place."""
+    """Where results lie while new ones take their place.
+
+    Raises:
+        BadInput: a folder without a name, such as `.`, beside which there is no such place.
+    """
+    if folder.name in ("", ".."):
+        raise BadInput(f"--out {folder}: a folder is replaced as a whole; give one by its name")
     return folder.with_name(f".{folder.name}.earlier")
 
 

@@ -233,11 +233,24 @@ class Game:
         lowest = np.where(score == score.max(axis=2, keepdims=True), tried, np.inf).argmin(axis=2)
         return BestReplies(*(x[:, :, 0] for x in _at(peaks, lowest[:, :, None])[1:]))
 
-    def gains(self, bids: ArrayLike, also: ArrayLike | None = None) -> Gains:
-        """What each advertiser could gain against each profile; `also` as in `best_replies`."""
+    def gains(
+        self, bids: ArrayLike, also: ArrayLike | None = None, *, pooled: bool = False
+    ) -> Gains:
+        """What each advertiser could gain against each profile.
+
+        Args:
+            bids: (R, N) profiles.
+            also: as in `best_replies`.
+            pooled: the profiles are rounds of play, and an advertiser's gain is its regret: what
+                the best single bid would have brought on average, less what was attained, or 0
+                where no single bid does as well. Where nobody gains, play is a coarse correlated
+                equilibrium. All arrays are then (1, N).
+        """
         bids = self._profiles(bids)
         value, payment = self.outcome(bids)
-        best = self.best_replies(bids, also)
+        if pooled:
+            value, payment = (x.mean(axis=0, keepdims=True) for x in (value, payment))
+        best = self.best_replies(bids, also, pooled=pooled)
         vm = self.people.value_maximizer
         now = np.where(vm, value, value - payment)
         attainable = np.where(vm, best.value, best.value - best.payment)

@@ -1,13 +1,19 @@
 """What advertisers could still gain at the bids that a market's learners came to.
 
-A replication's profile is everybody's mean bid over the last quarter of its rounds, held fixed. The
-gains are those of `experiments.game`: by the best other fixed bid over the whole pool, others as
-they are, as far as a search finds; and what value maximizers owe to their target. Budgets are left
-out, and so are token limits (`Mechanism.exact`). A learner that mixes is judged at its mean bid,
-not at its mixture.
+Gains are those of `experiments.game`: by the best other fixed bid over the whole pool, as far as a
+search finds; and what value maximizers owe to their target. Budgets are left out, and so are token
+limits (`Mechanism.exact`). They are taken against two things, in each replication:
+
+- everybody's mean bid over the last quarter of the rounds, held fixed. Where nobody gains, that is
+  a Nash equilibrium in fixed bids. A learner that mixes is judged at its mean, not at its mixture.
+- what was played in that quarter, in up to `ROUNDS` of its rounds: the regret of play, against
+  others who draw their bids and change them. Where nobody has any, play is a coarse correlated
+  equilibrium. The best bid is chosen on the rounds it is judged on, which errs upwards.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -19,6 +25,9 @@ from market.result import interval
 from mechanisms.base import Mechanism
 from mechanisms.pool import ReplyPool
 
+ROUNDS = 32
+"""Most rounds of the last quarter, evenly spaced, that regret is measured on."""
+
 
 def gains_of(
     advertisers: pl.DataFrame, mechanism: Mechanism, pool: ReplyPool, people: Population
@@ -27,7 +36,7 @@ def gains_of(
 
     Columns: mechanism, replication, advertiser, bid (mean over the last quarter of the rounds),
     best_bid (best reply found), value (expected, attained at `bid`), gain and owed, see
-    `experiments.game.Gains`.
+    `experiments.game.Gains`; and the last four again, `played_...`, of the rounds played.
 
     Args:
         advertisers: `Result.advertisers` of the run.
@@ -38,8 +47,12 @@ def gains_of(
     late = last_quarter(advertisers).sort("replication", "round", "advertiser")
     N, R = len(people.values), late["replication"].n_unique()
     # not by group_by, whose sums depend on the number of threads in their last digits
-    bids = late["bid"].to_numpy().reshape(R, -1, N).mean(axis=1)
-    found = Game(mechanism.exact, pool, people).gains(bids)
+    each_round = late["bid"].to_numpy().reshape(R, -1, N)
+    bids = each_round.mean(axis=1)
+    T = each_round.shape[1]
+    rounds = each_round[:, np.linspace(0, T - 1, min(T, ROUNDS)).round().astype(int)]
+    game = Game(mechanism.exact, pool, people)
+    found, played = game.gains(bids), [game.gains(each, pooled=True) for each in rounds]
     return pl.DataFrame(
         {
             "mechanism": pl.repeat(late["mechanism"][0], R * N, eager=True),
@@ -50,19 +63,29 @@ def gains_of(
             "value": found.value.ravel(),
             "gain": found.gain.ravel(),
             "owed": found.owed.ravel(),
+            "played_best_bid": np.concatenate([each.best.bids[0] for each in played]),
+            "played_value": np.concatenate([each.value[0] for each in played]),
+            "played_gain": np.concatenate([each.gain[0] for each in played]),
+            "played_owed": np.concatenate([each.owed[0] for each in played]),
         }
     )
 
 
-def exploitability(gains: pl.DataFrame) -> dict[str, dict[str, float | int | None]]:
-    """By mechanism, NashConv over the value attained, with its interval over replications.
+def exploitability(
+    gains: pl.DataFrame, of: Literal["mean bids", "play"] = "mean bids"
+) -> dict[str, dict[str, float | int | None]]:
+    """By mechanism, gains and what is owed over the value attained, of all advertisers together.
 
-    Replications in which it is infinite, since nobody attains any value though somebody could gain,
-    are not in mean and interval; `infinite` counts them.
+    With its interval over replications: NashConv at mean bids, or the regret of play. Replications
+    in which it is infinite, since nobody attains any value though somebody could gain, are not in
+    mean and interval; `infinite` counts them.
     """
+    value, gain, owed = (
+        pl.col(("played_" if of == "play" else "") + name) for name in ("value", "gain", "owed")
+    )
     sums = (
         gains.group_by("mechanism", "replication", maintain_order=True)
-        .agg(pl.col("value").sum(), lost=(pl.col("gain") + pl.col("owed")).sum())
+        .agg(value=value.sum(), lost=(gain + owed).sum())
         .sort("replication")
     )
     found = {}

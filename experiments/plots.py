@@ -4,13 +4,12 @@ Every function takes polars frames with a column `mechanism` and returns a matpl
 no global state knows of: nothing is shown, nothing has to be closed, no backend is chosen. Figures
 are 9 inches wide, made to be read at 900 pixels. Long runs are binned before anything is drawn.
 
-Bands and error bars are 95 % t-intervals of a mean, as in `Result.summary`, with
-a fixed seed of their own: the same frames give the same picture. Figures say what was resampled.
+Bands and error bars are 95 % t-intervals of a mean, as in `Result.summary`; figures say over what.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import polars as pl
 from scipy.special import stdtrit
 
+from experiments.measures import MEASURES, OBJECTIVES
 from experiments.tables import best_means, binned, by_advertiser, last_quarter, trajectory
 from mechanisms.pool import Floats
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # drawing takes a second to import and most commands draw not
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 WIDTH = 9.0  # inches
 INK, FAINT = "#222222", "#8a8a8a"
@@ -46,23 +47,22 @@ COLOURS = {
 }
 MARKERS = "osD^vPX<>*p"
 DASHES = (0, (5, 3))
-OBJECTIVES = {"utility": "Utility maximizers", "value": "Value maximizers"}
-RATIOS = {"utility": "bid / value", "value": "bid × target ROI / value"}
-PANELS = {
-    "revenue": ("Revenue", "money per request"),
-    "welfare": ("Welfare", "money per request"),
-    "user_satisfaction": ("User satisfaction", "per reply, from 0 to 1"),
-}
+TURN = 6.0  # widths of a line that are seen of each of several that coincide
+COINCIDING = 0.005  # of the height of a panel, about half the width of a line
+PANELS = ("revenue", "welfare", "user_satisfaction")
+"""What is drawn of the market as a whole, by the names of `experiments.measures`."""
 # By the names under which figures are saved.
 CAPTIONS = {
     "bids": (
         "Bids relative to the truthful bid (1), averaged over logarithmically spaced windows of "
         "rounds. Bands: 95 % t-interval of the mean over advertisers. "
-        "Dashed: the independent best response where it converged, mean over advertisers."
+        "Dashed: the independent best response where it converged, mean over advertisers. "
+        "Where lines coincide, their colours alternate."
     ),
     "market": (
-        "Market totals per request, averaged over consecutive windows of rounds. Bands: 95 % "
-        "t-interval of the mean over replications."
+        "Market totals per request, averaged over consecutive windows of rounds. Welfare: "
+        f"{MEASURES['welfare'].meaning}. Bands: 95 % t-interval of the mean over replications. "
+        "Where lines coincide, their colours alternate."
     ),
     "advertisers": (
         "Expected payment and return on investment of each advertiser over the last quarter of the "
@@ -92,6 +92,7 @@ def style() -> Iterator[None]:
         "xtick.labelsize": 9.5,
         "ytick.labelsize": 9.5,
         "legend.fontsize": 9.5,
+        "legend.title_fontsize": 9.5,
         "legend.frameon": False,
         "lines.linewidth": 1.8,
         "axes.grid": True,
@@ -132,14 +133,14 @@ def bid_trajectories(
     with style():
         figure, axes = _figure(4.5, ncols=len(kinds))
         for ax, kind in zip(axes, kinds, strict=True):
-            final = {}
+            final, lines = {}, []
             for label in labels:
                 centres, table, last = trajectory(advertisers, label, kind, bins)
                 if table is None:
                     continue
                 final[label] = last
-                _line(ax, centres, table, label, labels)
-            _best_lines(ax, best, kind, labels)
+                lines.append(_line(ax, centres, table, label, labels))
+            best_lines = _best_lines(ax, best, kind, labels)
             ax.axhline(1, color=FAINT, linewidth=1, zorder=1)
             ax.annotate(
                 "truthful", (1, 1), xycoords=("axes fraction", "data"), color=FAINT, fontsize=9,
@@ -148,7 +149,9 @@ def bid_trajectories(
             ax.set_xscale("log")
             _plain_log(ax.xaxis)
             ax.set_ylim(0, max(1.15, 1.08 * ax.dataLim.y1))
-            ax.set(xlabel="round (logarithmic)", ylabel=RATIOS[kind])
+            _alternate(ax, lines, TURN)
+            _alternate(ax, best_lines, *DASHES[1])
+            ax.set(xlabel="round (logarithmic)", ylabel=MEASURES[f"bid_{kind}"].unit)
             _title(ax, OBJECTIVES[kind], "last quarter: " + _extremes(final))
         extra = [] if best is None else [_dashed()]
         _legend(figure, labels, band="advertisers", extra=extra)
@@ -168,6 +171,7 @@ def market_over_rounds(rounds: pl.DataFrame, *, window: int | None = None) -> Fi
     with style():
         figure, axes = _figure(4.1, ncols=len(PANELS))
         final: dict[str, dict[str, float]] = {name: {} for name in PANELS}
+        lines: dict[str, list[Line2D]] = {name: [] for name in PANELS}
         for label in labels:
             ours = rounds.filter(pl.col("mechanism") == label)
             last = int(ours["round"].max()) + 1
@@ -178,14 +182,15 @@ def market_over_rounds(rounds: pl.DataFrame, *, window: int | None = None) -> Fi
             for ax, name in zip(axes, PANELS, strict=True):
                 table = means[name].to_numpy().reshape(-1, len(edges))
                 final[name][label] = late[name]
-                _line(ax, centres, table, label, labels)
-        for ax, (name, (what, unit)) in zip(axes, PANELS.items(), strict=True):
-            ax.set(xlabel="round", ylabel=unit, xlim=(0, total))
+                lines[name].append(_line(ax, centres, table, label, labels))
+        for ax, name in zip(axes, PANELS, strict=True):
+            _alternate(ax, lines[name], TURN)
+            ax.set(xlabel="round", ylabel=MEASURES[name].unit, xlim=(0, total))
             ax.xaxis.get_major_locator().set_params(nbins=4, integer=True)
-            ax.xaxis.set_major_formatter("{x:,.0f}")
-            _title(ax, what, _extremes(final[name]))
+            ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
+            _title(ax, MEASURES[name].label, _extremes(final[name]))
         points = f"mean of {window} rounds" if window > 1 else "one round"
-        note = f"each point: {points}; numbers under titles: mean of the last quarter of rounds"
+        note = f"Each point: {points}. Numbers under titles: mean of the last quarter of rounds."
         _legend(figure, labels, band="replications", note=note)
     return figure
 
@@ -229,7 +234,7 @@ def payments_and_roi(advertisers: pl.DataFrame) -> Figure:
         axes[0].set_yticks(list(place.values()), names)
         axes[0].set_ylim(len(place) - 0.4, -0.6)
         extra = [ticks] if len(rows) else []
-        note = "last quarter of rounds"
+        note = "Means over the last quarter of rounds."
         _legend(figure, labels, band="replications", note=note, extra=extra, markers=True)
     return figure
 
@@ -244,6 +249,15 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
     return {label: COLOURS.get(label) or spare[label] for label in labels}
 
 
+def ends(found: Mapping[str, float], show: Callable[[float], str]) -> list[tuple[str, list[str]]]:
+    """The least and the greatest as they read, and whose they are; one where all read the same."""
+    order = sorted(found, key=lambda label: found[label])
+    return [
+        (end, [label for label in order if show(found[label]) == end])
+        for end in dict.fromkeys((show(found[order[0]]), show(found[order[-1]])))
+    ]
+
+
 def _labels(frame: pl.DataFrame) -> list[str]:
     return frame["mechanism"].unique(maintain_order=True).to_list()
 
@@ -256,32 +270,53 @@ def _figure(height: float, *, ncols: int, **grid: Any) -> tuple[Figure, list[Axe
     return figure, list(figure.subplots(1, ncols, squeeze=False, **grid)[0])
 
 
-def _line(ax: Axes, x: Floats, table: Floats, label: str, labels: Sequence[str]) -> None:
+def _line(ax: Axes, x: Floats, table: Floats, label: str, labels: Sequence[str]) -> Line2D:
     """The mean of `table` (clusters, points) with its band."""
-    import seaborn as sns
-
     colour = colours(labels)[label]
     mark = "o" if len(x) == 1 else None
     mean = table.mean(axis=0)
-    sns.lineplot(x=x, y=mean, ax=ax, color=colour, marker=mark, errorbar=None, label=label)
-    ax.get_legend().remove()
+    (line,) = ax.plot(x, mean, color=colour, marker=mark, label=label)
     if len(table) > 1:
         C = len(table)
         reach = stdtrit(C - 1, 0.975) * table.std(axis=0, ddof=1) / np.sqrt(C)
         low, high = mean - reach, mean + reach
         alpha = 0.2 if len(labels) < 4 else 0.12
         ax.fill_between(x, low, high, color=colour, alpha=alpha, linewidth=0)
+    return line
 
 
-def _best_lines(ax: Axes, best: pl.DataFrame | None, kind: str, labels: Sequence[str]) -> None:
+def _best_lines(
+    ax: Axes, best: pl.DataFrame | None, kind: str, labels: Sequence[str]
+) -> list[Line2D]:
     if best is None:
-        return
+        return []
     if "converged" in best.columns:
         best = best.filter("converged")
-    for label in labels:
-        mean = best_means(best, label, kind)
-        if mean is not None:
-            ax.axhline(mean, color=colours(labels)[label], linewidth=1.4, linestyle=DASHES)
+    means = {label: best_means(best, label, kind) for label in labels}
+    return [
+        ax.axhline(mean, color=colours(labels)[label], linewidth=1.4, linestyle=DASHES)
+        for label, mean in means.items()
+        if mean is not None
+    ]
+
+
+def _alternate(ax: Axes, lines: Sequence[Line2D], on: float, off: float = 0.0) -> None:
+    """Have lines that coincide (on average) take turns: each `on` widths long, then a gap."""
+    near = COINCIDING * np.ptp(ax.get_ylim())
+    groups: list[list[Line2D]] = []
+    for line in lines:
+        x, y = line.get_data()
+        for group in groups:
+            at, mean = group[0].get_data()
+            if np.array_equal(x, at) and np.abs(np.subtract(y, mean)).mean() <= near:
+                group.append(line)
+                break
+        else:
+            groups.append([line])
+    for group in (each for each in groups if len(each) > 1):
+        period = len(group) * (on + off)
+        for k, line in enumerate(group):
+            line.set_linestyle((period - k * (on + off), (on, period - on)))
 
 
 def _dashed() -> Any:
@@ -293,9 +328,16 @@ def _dashed() -> Any:
 
 def _extremes(final: dict[str, float]) -> str:
     """The finding in a few words: the lowest and the highest mean, and whose they are."""
-    order = sorted(final, key=lambda label: final[label])
-    ends = dict.fromkeys((order[0], order[-1]))
-    return "\nto ".join(f"{_figures(final[label])} {_short(label, 24)}" for label in ends)
+    told = ends(final, _figures)
+    if len(told) == 1 and len(final) > 1:
+        return f"{told[0][0]}\nunder {'both' if len(final) == 2 else 'all'}"
+    return "\nto ".join(f"{text} {_whose(who)}" for text, who in told)
+
+
+def _whose(labels: Sequence[str], length: int = 24) -> str:
+    """All of them where they fit under a title, else the first."""
+    words = ", ".join(labels)
+    return _short(words if len(words) <= length else labels[0], length)
 
 
 def _figures(x: float) -> str:
@@ -340,7 +382,7 @@ def _legend(
     markers: bool = False,
     extra: Sequence[Any] = (),
 ) -> None:
-    """Mechanisms above the panels; what bands, dashes and points are below."""
+    """Mechanisms above the panels; what bands and dashes are below, under a note."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -352,12 +394,12 @@ def _legend(
     words = f"95 % t-interval of the mean over {band}"
     line = Line2D([], [], color=FAINT, linewidth=1.6, label=words)
     how = [line if markers else Patch(color=FAINT, alpha=0.35, label=words), *extra]
-    if note:
-        how.append(Line2D([], [], linestyle="none", label=note))
     length = sum(len(str(handle.get_label())) + 6 for handle in how)
     columns = len(how) if length < 115 else 1
     figure.legend(handles=who, loc="outside upper center", ncols=_columns(labels))
-    figure.legend(handles=how, loc="outside lower center", ncols=columns, columnspacing=1.6)
+    figure.legend(
+        handles=how, title=note, loc="outside lower center", ncols=columns, columnspacing=1.6
+    )
 
 
 def _columns(labels: Sequence[str]) -> int:

@@ -24,15 +24,10 @@ from market.result import interval
 from mechanisms.errors import BadInput
 from mechanisms.pool import Floats
 
-MEASURES = {
-    "revenue": ("Revenue", "money per request"),
-    "welfare": ("Welfare", "money per request"),
-    "user_satisfaction": ("User satisfaction", "0 to 1"),
-    "ads_per_reply": ("Ads per reply", ""),
-    "paid_share": ("Paid by advertisers", "% of value attained"),
-    "bid_utility": ("Utility maximizers' bid", "× truthful"),
-    "bid_value": ("Value maximizers' bid", "× truthful"),
-}
+TOTALS = ("revenue", "welfare", "user_satisfaction", "ads_per_reply")
+BEHAVIOUR = ("paid_share", "bid_utility", "bid_value")
+COMPARED = (*TOTALS, *BEHAVIOUR)
+"""What is compared, by the names of `experiments.measures`."""
 SAME = {
     "rounds": "rounds",
     "requests_per_round": "requests per round",
@@ -60,7 +55,7 @@ class Side:
 
     @cached_property
     def measured(self) -> pl.DataFrame:
-        """`MEASURES` by mechanism and replication; null where there is none."""
+        """`COMPARED` by mechanism and replication; null where there is none."""
         target = pl.when(pl.col("objective") == "value").then(pl.col("target_roi")).otherwise(1.0)
         ratio = (pl.col("bid") * target / pl.col("value")).mean()
         runs = self.run.advertisers.partition_by("mechanism", maintain_order=True)
@@ -76,7 +71,7 @@ class Side:
             found = found.join(
                 bids, on=["mechanism", "replication"], how="left", maintain_order="left"
             )
-        return found.select("mechanism", "replication", pl.col(*MEASURES).cast(pl.Float64))
+        return found.select("mechanism", "replication", pl.col(*COMPARED).cast(pl.Float64))
 
     def of(self, label: str, measure: str) -> Floats:
         """(R,) a measure of a mechanism by replication; NaN where there is none."""
@@ -172,7 +167,7 @@ def differences_of(baseline: Side, found: Sequence[Pair]) -> pl.DataFrame:
         compared = f"{pair.other} · {pair.side.name}"
         if pair.one != pair.other:
             compared += f", against {pair.one} · {baseline.name}"
-        for measure in MEASURES:
+        for measure in COMPARED:
             one, other = baseline.of(pair.one, measure), pair.side.of(pair.other, measure)
             if not (np.isfinite(one).any() and np.isfinite(other).any()):
                 continue
@@ -208,12 +203,13 @@ def settings_that_differ(sides: Sequence[Side]) -> pl.DataFrame:
 
 
 def measures(sides: Sequence[Side]) -> pl.DataFrame:
-    """A row per run and mechanism: `MEASURES` and exploitability, each with `_low` and `_high`."""
+    """A row per run and mechanism: `COMPARED`, exploitability and regret, with `_low`, `_high`."""
     rows = []
     for side in sides:
         for label in side.run.labels:
-            found = {name: interval(side.of(label, name)) for name in MEASURES}
+            found = {name: interval(side.of(label, name)) for name in COMPARED}
             found["exploitability"] = side.run.exploitability.get(label, interval(np.empty(0)))
+            found["regret"] = side.run.regret.get(label, interval(np.empty(0)))
             row: dict[str, Any] = {"run": side.name, "mechanism": label}
             for name, part in found.items():
                 row |= {

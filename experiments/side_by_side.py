@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from experiments import plots
+from experiments.measures import MEASURES
 from experiments.page import Column, Subject, Table, Verdict, Verdicts, check_folder, write_page
 from experiments.provenance import where
 from experiments.report.captions import bids_seen, market_seen
@@ -24,10 +25,12 @@ from experiments.report.wording import (
     percent,
     replies_label,
     told,
+    told_difference,
     told_percent,
 )
 from experiments.run_differences import (
-    MEASURES,
+    BEHAVIOUR,
+    TOTALS,
     Pair,
     Side,
     differences_of,
@@ -37,11 +40,14 @@ from experiments.run_differences import (
     settings_that_differ,
 )
 
-SHARES = ("paid_share", "exploitability")
 NOTE = (
     "Means over the last quarter of each run's rounds and 95 % t-intervals over replications: "
     "other seeds of the same market, with the same requests and replies. Differences are to "
     "{baseline}."
+)
+CHANCE = (
+    "Of many rows with 95 % intervals about one in twenty says “more” or “less” by chance alone, "
+    "even between runs that differ in nothing but their dice."
 )
 
 
@@ -75,7 +81,7 @@ def side_by_side(folders: Sequence[Path], out: Path) -> Path:
             columns=("mechanism · run", "measure", sides[0].name, "that run", "difference", ""),
             rows=verdicts(differences),
             note=f"{NOTE.format(baseline=sides[0].name)} {paired_words(found)} "
-            f"{_settings_words(settings)}",
+            f"{CHANCE} {_settings_words(settings)}",
         ),
         figures=figures(sides),
         tables={"differences": differences, "measures": measures(sides), "settings": settings},
@@ -93,18 +99,22 @@ def verdicts(differences: pl.DataFrame) -> list[Verdict]:
     """A line per difference: more, less, or not told apart from none."""
     lines = []
     for row in differences.iter_rows(named=True):
-        say = told_percent if row["measure"] in SHARES else told
+        measure = MEASURES[row["measure"]]
         parts = [
             say({"mean": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]})
-            for name in ("baseline", "other", "difference")
+            for name, say in zip(
+                ("baseline", "other", "difference"),
+                (told_percent,) * 3 if measure.share else (told, told, told_difference),
+                strict=True,
+            )
         ]
         low, high = row["difference_low"], row["difference_high"]
         if low is None:
             word = "one replication"
         else:
             word = "more" if low > 0 else "less" if high < 0 else "not told apart"
-        what, unit = MEASURES[row["measure"]]
-        lines.append(Verdict((row["compared"], f"{what}, {unit}".strip(", "), *parts), word))
+        what = f"{measure.label} ({measure.unit})"
+        lines.append(Verdict((row["compared"], what, *parts), word))
     return lines
 
 
@@ -157,26 +167,24 @@ def _shown(sides: Sequence[Side], settings: pl.DataFrame) -> Iterator[Table]:
     columns += [Column(f"run {k}", side.name) for k, side in enumerate(sides, start=1)]
     if settings.height:
         yield Table("Settings that differ", settings, columns)
-    market, incentives = list(MEASURES)[:4], list(MEASURES)[4:]
-    yield _arms("Market totals, by run and mechanism", sides, market)
+    yield _arms("Market totals, by run and mechanism", sides, TOTALS)
     yield _arms(
         "Bids and incentives, by run and mechanism",
         sides,
-        [*incentives, "exploitability"],
+        [*BEHAVIOUR, "exploitability", "regret"],
         "Exploitability: what all advertisers together could gain by other fixed bids, each alone, "
-        "the others at their average bids of the last quarter; a lower bound, without "
-        "replications in which nobody attains any value.",
+        "the others at their average bids of the last quarter. Regret of play: the same against "
+        "the bids played in it, by one bid each in all rounds. Lower bounds, without replications "
+        "in which nobody attains any value.",
     )
 
 
 def _arms(title: str, sides: Sequence[Side], names: Sequence[str], note: str = "") -> Table:
     """Some of the measures, a line per run and mechanism."""
-    told_of = MEASURES | {"exploitability": ("Exploitability", "% of value attained")}
     columns = [Column("run", "Run"), Column("mechanism", "Mechanism")]
     for name in names:
-        what, unit = told_of[name]
-        say = percent if name in SHARES else number
-        columns.append(Column(name, what, unit.removeprefix("% "), say))
+        each = MEASURES[name]
+        columns.append(Column(name, each.label, each.unit, percent if each.share else number))
     return Table(title, measures(sides), columns, note)
 
 

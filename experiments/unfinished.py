@@ -38,11 +38,33 @@ def folder_of(results: Path) -> Path:
     Raises:
         BadInput: a folder without a name.
     """
-    if not results.name:
-        results = Path(os.path.abspath(results))
+    results = named(results)
     if not results.name:
         raise BadInput(f"{results} is no place for results; give a folder of its own")
     return results.with_name(results.name + SUFFIX)
+
+
+def named(folder: Path) -> Path:
+    """`folder` as it was given where that ends with its name, else (`.`, `..`) in full."""
+    return folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
+
+
+def refuse_results(given: str) -> None:
+    """Where a run's folder is given for a scenario, say what can be done with it.
+
+    Raises:
+        BadInput: `given` holds a run, finished or not.
+    """
+    folder = named(Path(given))
+    work = folder if folder.name.endswith(SUFFIX) else folder.parent / (folder.name + SUFFIX)
+    ways = []
+    # as opposed to `Path.exists`, these are of any string
+    if os.path.exists(folder / "rounds.parquet"):
+        ways.append(f"to see them: admarket report {shlex.quote(given)}")
+    if os.path.exists(work / _ABOUT):
+        ways.append(f"to finish the run: admarket run --resume {shlex.quote(given)}")
+    if ways:
+        raise BadInput(f"{given}: is no scenario, but a folder of results; {'; '.join(ways)}")
 
 
 def begun(given: Path) -> tuple[Path, Scenario, int]:
@@ -54,7 +76,7 @@ def begun(given: Path) -> tuple[Path, Scenario, int]:
     Raises:
         BadInput: there is no unfinished run, or `run.json` is damaged.
     """
-    given = results = Path(os.path.abspath(given))
+    given = results = named(given)
     if given.name.endswith(SUFFIX) and _about(given) is not None:
         results = given.with_name(given.name.removesuffix(SUFFIX))
     folder = folder_of(results)

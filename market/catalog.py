@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import unquote
 
-from market.errors import BadInput
 from market.text import neutral, neutral_tagline, neutral_title, plain, short_text, short_title
+from mechanisms.errors import BadInput, at, instead
 
 _BUNDLED = Path(__file__).with_name("data") / "catalog"
 _ID = re.compile(r"[A-Za-z0-9_.-]+")
@@ -44,7 +44,7 @@ class Ad:
         _one_line_each(self)
         title = neutral_title(self.title)
         if not title:
-            raise BadInput(f"title {self.title!r:.30} is empty, in ad {self.id!r}: add a word")
+            raise BadInput(f"ad {self.id}: title {self.title!r:.30} is empty; add a word")
         object.__setattr__(self, "title", title)
         object.__setattr__(self, "text", neutral(self.text))
         object.__setattr__(self, "tagline", neutral_tagline(self.tagline))
@@ -73,7 +73,7 @@ class Query:
     def __post_init__(self) -> None:
         _one_line_each(self)
         if not self.text:
-            raise BadInput(f"text is empty, in query {self.id!r}: write it or drop the query")
+            raise BadInput(f"query {self.id}: text is empty; write it or drop the query")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Catalog:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("ads", "queries"):
             if not getattr(self, name):
-                raise BadInput(f"the catalog is empty, no {name}: add at least one")
+                raise BadInput(f"the catalog has no {name}; add at least one")
         ads = _distinct("ad id", (ad.id for ad in self.ads))
         _distinct("ad title", (ad.title for ad in self.ads))
         _distinct("user id", (user.id for user in self.users))
@@ -99,7 +99,7 @@ class Catalog:
         for key, label in (self.relevance or {}).items():
             if key[0] not in queries or key[1] not in ads or label not in (0, 1):
                 raise BadInput(
-                    f"bad label {label!r:.60}, in the relevance of {key}: "
+                    f"the relevance of {key} is {label!r:.60}; "
                     "give 0 or 1 to a query id and an ad id of the catalog"
                 )
 
@@ -111,8 +111,7 @@ class Catalog:
         folder = Path(spec)
         if not os.path.isdir(folder):  # as opposed to `folder.is_dir()`, of any string
             raise BadInput(
-                f"no such folder, catalog {str(spec)!r:.200}: "
-                "name a folder (--catalog DIR) or 'bundled'"
+                f"catalog {spec!s:.200}: no such folder; name one (--catalog DIR), or bundled"
             )
         is_gem_bench = (folder / "products.tsv").exists()
         return cls.gem_bench(folder) if is_gem_bench else cls.from_folder(folder)
@@ -219,26 +218,26 @@ def _one_line_each(item: Ad | UserProfile | Query) -> None:
     kind = type(item).__name__
     for name, value in vars(item).items():
         if not isinstance(value, str):
-            raise BadInput(f"{name} is {value!r:.60}, in {kind} {item.id!r:.60}: write text")
+            raise BadInput(f"{kind} {item.id!r:.60}: {name} is {value!r:.60}; write text")
         if name != "id":
             object.__setattr__(item, name, plain(value))
     if not _ID.fullmatch(item.id):
-        raise BadInput(f"bad {kind} id {item.id!r:.60}: use only letters A-Z a-z, digits and _ . -")
+        raise BadInput(f"{kind} {item.id!r:.60}: bad id; use letters A-Z a-z, digits and _ . -")
 
 
 def _distinct(what: str, values: Iterable[str]) -> set[str]:
     times = Counter(values)
     for value in times:
         if times[value] > 1:
-            raise BadInput(f"duplicate {what} {value!r}, in the catalog: keep or rename one")
+            raise BadInput(f"the catalog has {what} {value!r:.60} twice; keep or rename one")
     return set(times)
 
 
 def _known(what: str, wanted: Collection[str] | None, known: set[str]) -> set[str]:
     wanted = known if wanted is None else {wanted} if isinstance(wanted, str) else set(wanted)
     if unknown := sorted(wanted - known, key=str):
-        some = ", ".join(sorted(known)[:5])
-        raise BadInput(f"unknown {what} {unknown[0]!r}, in select: choose from {some}, ...")
+        mend = instead(str(unknown[0]), sorted(known))
+        raise BadInput(f"unknown {what} {unknown[0]!r:.60}; {mend}")
     return wanted
 
 
@@ -246,7 +245,7 @@ def _users(folder: Path) -> tuple[UserProfile, ...]:
     users = _records(folder / "users.jsonl", UserProfile, "id", "description")
     if not users:
         raise BadInput(
-            f"no users, in {folder / 'users.jsonl'}: add one, or delete it for the bundled ones"
+            f"{folder / 'users.jsonl'}: has no users; add one, or delete it for the bundled ones"
         )
     return users
 
@@ -256,9 +255,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise BadInput(f"missing file {path}: create it or name another folder") from None
+        raise BadInput(f"{path}: no such file; create it, or name another folder") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read {path} ({error}): it must be a text file in UTF-8") from None
+        raise BadInput(f"{path}: cannot be read ({error}); give a text file in UTF-8") from None
     # Not splitlines(): a JSON string may hold U+2028 and its kin as they are.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -272,9 +271,9 @@ def _objects(path: Path, *required: str) -> Iterator[tuple[int, str, dict[str, A
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise BadInput(f"not a JSON object, in {where}: write {{...}} on one line")
+            raise BadInput(f"{where}: no JSON object; write {{...}} on one line")
         if missing := [key for key in required if key not in row]:
-            raise BadInput(f'missing key "{missing[0]}", in {where}: add it')
+            raise BadInput(f"{where}: lacks key {missing[0]!r}; add it")
         yield number, where, row
 
 
@@ -287,10 +286,8 @@ def _records(path: Path, kind: type[_Record], *required: str) -> tuple[_Record, 
 
 
 def _make(kind: type[_Record], fields: dict[str, Any], where: str) -> _Record:
-    try:
+    with at(where):
         return kind(**fields)
-    except BadInput as error:
-        raise BadInput(f"{where}: {error}") from None
 
 
 def _table(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -301,9 +298,9 @@ def _table(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
         if not header:
             header = cells
             if missing := [name for name in columns if name not in header]:
-                raise BadInput(f'missing column "{missing[0]}", in {where}: add it')
+                raise BadInput(f"{where}: lacks column {missing[0]!r}; add it")
         elif len(cells) != len(header):
-            raise BadInput(f"{len(cells)} cells, in {where}: the header names {len(header)}")
+            raise BadInput(f"{where}: has {len(cells)} cells; give {len(header)}, as the header")
         else:
             yield where, dict(zip(header, cells, strict=True))
 

@@ -25,6 +25,7 @@ from market.retrieval import retrieve
 from market.scenario import Scenario
 from market.sizes import check_replies_fit
 from mechanisms.base import Mechanism
+from mechanisms.errors import at
 from mechanisms.iamfm.short import with_short
 from mechanisms.insertion import PHRASES
 from mechanisms.llm.base import Engine
@@ -350,7 +351,8 @@ def load_catalog(scenario: Scenario) -> Catalog:
     """The scenario's catalog, restricted to its categories."""
     catalog = Catalog.load(scenario.catalog.source)
     if scenario.catalog.categories is not None:
-        catalog = catalog.select(categories=scenario.catalog.categories)
+        with at("catalog.categories"):
+            catalog = catalog.select(categories=scenario.catalog.categories)
     enough("advertisers", scenario.num_advertisers, "ads", catalog.ads)
     return catalog
 

@@ -43,6 +43,7 @@ from agents.learners.lagrangian import initial_multiplier, move_multiplier, wort
 from agents.learners.reinforce import LogNormalPolicy
 from market.model import MarketModel
 from mechanisms.base import Mechanism
+from mechanisms.checks import one_of, whole
 from mechanisms.errors import BadInput
 from mechanisms.pool import Floats, ReplyPool
 from mechanisms.registry import make_mechanism
@@ -97,18 +98,19 @@ class MarketEnv(ParallelEnv):
         signal: str = "realised",
         roi_price: float | Literal["moving"] = 1.0,
     ) -> None:
-        if signal not in SIGNALS:
-            raise BadInput(f"signal must be one of {', '.join(SIGNALS)}; got {signal!r}")
+        one_of("signal", signal, SIGNALS)
         moving = roi_price == MOVING
         if not moving and not (isinstance(roi_price, Real) and 0 <= roi_price < np.inf):
-            raise BadInput(f"roi_price must be finite and >= 0, or {MOVING!r}; got {roi_price!r}")
+            raise BadInput(f"roi_price is {roi_price!r}; give a finite number >= 0, or {MOVING!r}")
         if mechanism is None:
             wanted = scenario.mechanism
             mechanism = make_mechanism(wanted.name, **dict(wanted.parameters))
         if pool is None:
             pool, live = scenario.replies_for(mechanism, 0)
             if live is not None:
-                raise BadInput("MarketEnv trades on recorded replies; set replies.source")
+                raise BadInput(
+                    "replies.source: is live, which MarketEnv does not play; record them"
+                )
         self.scenario = _steered(scenario)
         self.pool, self.mechanism = pool, mechanism
         self.signal, self._moving = signal, moving
@@ -290,8 +292,7 @@ def train_reinforce(
     Raises:
         BadInput: fewer than 1 episode.
     """
-    if episodes < 1:
-        raise BadInput(f"episodes must be at least 1; got {episodes}")
+    whole("episodes", episodes, least=1)
     policy = policy or LogNormalPolicy()
     state = policy.start(np.ones(len(env.possible_agents)))
     medians, rewards = [np.exp(state["mean"])], []

@@ -1,4 +1,4 @@
-"""A market described in YAML. Unknown keys are refused; every error is one line.
+"""A market described in YAML. Unknown keys are refused; every error is one line, `FILE: KEY: ...`.
 
 `Scenario` says what there is: catalog, requests, replies, mechanism, population. What a scenario
 leaves to chance (which queries, whose values) is drawn from its own `environment_seed`, so that
@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic import PositiveFloat as Positive
 from pydantic import PositiveInt as Count
 
 from agents.learners.registry import check_learner
 from market.reading import read_yaml
+from market.sections import Section, in_words
 from market.training import TrainingSpec
 from mechanisms.base import Mechanism
-from mechanisms.errors import BadInput
+from mechanisms.errors import BadInput, at, instead
 from mechanisms.llm_auction.ad_llm import AdLLM
 from mechanisms.pool import ReplyPool
 from mechanisms.recording import Design
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
 
 BUNDLED = Path(__file__).with_name("data") / "scenarios"
 """Scenarios that come with the program; their names can be given instead of a path."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _by_name(given: Any) -> Any:
@@ -51,17 +48,17 @@ Range = Annotated[tuple[Positive, Positive], BeforeValidator(_as_range)]
 """A number, or `[low, high]` to draw uniformly from."""
 
 
-class Named(_Strict):
+class Named(Section):
     """A mechanism or a learner: its name, or `{name: ..., parameters: {...}}`."""
 
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field({})
 
 
 NamedSpec = Annotated[Named, BeforeValidator(_by_name)]
 
 
-class CatalogSpec(_Strict):
+class CatalogSpec(Section):
     """Where ads, users and queries come from.
 
     Attributes:
@@ -73,7 +70,7 @@ class CatalogSpec(_Strict):
     categories: list[str] | None = None
 
 
-class RequestsSpec(_Strict):
+class RequestsSpec(Section):
     """Which requests there are: `queries`, each with `ads` candidate ads.
 
     Attributes:
@@ -88,7 +85,7 @@ class RequestsSpec(_Strict):
     ads: Count = 4
 
 
-class RepliesSpec(_Strict):
+class RepliesSpec(Section):
     """Where candidate replies come from.
 
     Attributes:
@@ -133,15 +130,13 @@ class RepliesSpec(_Strict):
         """Refuse a server without its engine, the engine without a server, and idle Ad-LLMs."""
         if self.ad_llm is not None and self.generation != "auction":
             raise BadInput(
-                f"replies.ad_llm is for generation auction, not {self.generation}; leave it out "
+                f"ad_llm: is for generation auction, not {self.generation}; leave it out "
                 "(mechanism llm-auction names its own)"
             )
-        if (self.server is None) == (self.engine == "openai"):
-            raise BadInput(
-                "replies.engine is openai: give its address in replies.server"
-                if self.server is None
-                else f"replies.server is for engine openai, not {self.engine}; drop one of the two"
-            )
+        if self.server is None and self.engine == "openai":
+            raise BadInput("server: is missing, and engine openai needs one; give its address")
+        if self.server is not None and self.engine != "openai":
+            raise BadInput(f"server: is for engine openai, not {self.engine}; drop one of the two")
 
     @property
     def design(self) -> Design:
@@ -161,7 +156,7 @@ class RepliesSpec(_Strict):
         )
 
 
-class UsersSpec(_Strict):
+class UsersSpec(Section):
     """Who reads replies, and how it is known what they do.
 
     Attributes:
@@ -179,7 +174,7 @@ def _by_kind(given: Any) -> Any:
     return {"kind": given} if isinstance(given, str) else given
 
 
-class GroupSpec(_Strict):
+class GroupSpec(Section):
     """`count` advertisers of one kind; ranges are drawn from uniformly, one by one.
 
     Attributes:
@@ -198,8 +193,19 @@ class GroupSpec(_Strict):
     budget: Positive | None = None
     learner: NamedSpec = Named(name="truthful")
 
+    def model_post_init(self, _: Any) -> None:
+        """Refuse unknown learners, ranges upside down, and targets of those who have none."""
+        with at("learner"):
+            check_learner(self.learner.name, self.learner.parameters)
+        for key in ("value", "target_roi"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise BadInput(f"{key}: has range [{low}, {high}]; give the lower end first")
+        if self.objective == "utility" and self.target_roi != (1.0, 1.0):
+            raise BadInput("target_roi: is given to utility maximizers, who have none; drop it")
 
-class AdvertiserSpec(_Strict):
+
+class AdvertiserSpec(Section):
     """One advertiser as drawn from its group."""
 
     objective: Literal["utility", "value"]
@@ -209,7 +215,7 @@ class AdvertiserSpec(_Strict):
     learner: Named
 
 
-class Scenario(_Strict):
+class Scenario(Section):
     """A market: who takes part, what they compete for, under which mechanism, for how long.
 
     Attributes:
@@ -235,60 +241,63 @@ class Scenario(_Strict):
     replies: RepliesSpec = RepliesSpec()
     users: Annotated[UsersSpec, BeforeValidator(_by_kind)] = UsersSpec()
     mechanism: NamedSpec = Named(name="mosaic", parameters={"tau": 0.1})
-    beside: list[NamedSpec] = []
-    population: Annotated[list[GroupSpec], Field(min_length=1)] = [
-        GroupSpec(objective="utility", count=6, learner=Named(name="hedge")),
-        GroupSpec(objective="value", count=6, learner=Named(name="pacing")),
-    ]
+    beside: list[NamedSpec] = Field([])
+    population: list[GroupSpec] = Field(
+        [
+            GroupSpec(objective="utility", count=6, learner=Named(name="hedge")),
+            GroupSpec(objective="value", count=6, learner=Named(name="pacing")),
+        ],
+        min_length=1,
+    )
     training: TrainingSpec | None = None
 
     def model_post_init(self, _: Any) -> None:
-        """Refuse what would only fail later: mechanisms, learners, sizes."""
-        for arm in self.arms:
-            self._refuse_replies_that_lack(make_mechanism(arm.name, **arm.parameters))
-        for group in self.population:
-            check_learner(group.learner.name, group.learner.parameters)
-            for key in ("value", "target_roi"):
-                low, high = getattr(group, key)
-                if low > high:
-                    raise BadInput(f"{key} has range [{low}, {high}]; give the lower end first")
-            if group.objective == "utility" and group.target_roi != (1.0, 1.0):
-                raise BadInput("target_roi is given for utility maximizers, who have none; drop it")
-        if len({arm.name for arm in self.arms}) < len(self.arms):
-            raise BadInput("a mechanism is listed twice in mechanism and beside; list each once")
-        if self.users.kind != "behavioural" and self.replies.source == "synthetic":
+        """Refuse what would only fail later: mechanisms, and sections that do not fit."""
+        for number, arm in enumerate(self.arms):
+            with at(f"beside.{number - 1}" if number else "mechanism"):
+                mechanism = make_mechanism(arm.name, **arm.parameters)
+                if arm.name in [other.name for other in self.arms[:number]]:
+                    raise BadInput(f"{arm.name} is listed twice; list each mechanism once")
+            self._refuse_replies_that_lack(mechanism)
+        synthetic = self.replies.source == "synthetic"
+        if synthetic and self.users.kind != "behavioural":
             raise BadInput(
-                f"users {self.users.kind} read replies, and synthetic ones have no text; set "
+                f"users: {self.users.kind} read replies, and synthetic ones have no text; set "
                 "replies.source to recorded"
             )
-        if self.requests.source == "generated" and self.replies.source == "synthetic":
+        if synthetic and self.requests.source == "generated":
             raise BadInput(
-                "requests.source is generated, but synthetic replies answer no queries; set "
+                "requests.source: is generated, but synthetic replies answer no queries; set "
                 "replies.source to recorded, or requests.source to catalog"
             )
         if self.requests.ads > self.num_advertisers:
             raise BadInput(
-                f"requests.ads is {self.requests.ads} but the population has "
+                f"requests.ads: is {self.requests.ads} but the population has "
                 f"{self.num_advertisers} advertisers; have at most as many ads per request"
             )
 
     def _refuse_replies_that_lack(self, mechanism: Mechanism) -> None:
         """What a mechanism asks of replies is known before they are recorded."""
         name, spec, own = mechanism.name, self.replies, mechanism.generation
-        if own and spec.source == "synthetic":
-            raise BadInput(f"{name} needs replies by an LLM; set replies.source to recorded")
+        by_log_ratio = getattr(mechanism, "reward", None) == "log-ratio"
+        if spec.source == "synthetic" and (own or by_log_ratio):
+            who = name if own else f"{name} with reward log-ratio"
+            raise BadInput(
+                f"replies.source: is synthetic, but {who} needs replies by an LLM; record them"
+            )
         if own == "token" and spec.engine != "transformers":
-            raise BadInput(f"{name} needs whole distributions; set replies.engine to transformers")
+            raise BadInput(
+                f"replies.engine: is {spec.engine}, which gives no whole distributions to {name}; "
+                "set it to transformers"
+            )
         if own is None and spec.generation in ("auction", "token"):
             raise BadInput(
-                f"{name} cannot trade on replies written by {spec.generation}; leave "
-                "replies.generation out (mechanisms that need it get it anyway)"
+                f"replies.generation: is {spec.generation}, and {name} cannot trade on such "
+                "replies; leave it out (mechanisms that need it get it anyway)"
             )
-        if getattr(mechanism, "reward", None) == "log-ratio" and (
-            spec.source == "synthetic" or not spec.log_ratios
-        ):
+        if by_log_ratio and not spec.log_ratios:
             raise BadInput(
-                "mosaic with reward log-ratio needs an LLM's replies, with replies.log_ratios: true"
+                f"replies.log_ratios: is false, but {name} has reward log-ratio; set it to true"
             )
 
     @classmethod
@@ -302,7 +311,12 @@ class Scenario(_Strict):
         8
         """
         path = locate(path)
-        return cls.from_dict({"name": path.stem, **read_yaml(path)}, source=str(path))
+        given = read_yaml(path)
+        if not given:
+            raise BadInput(
+                f"{path}: is empty; describe a market, or name the bundled scenario default"
+            )
+        return cls.from_dict({"name": path.stem, **given}, source=str(path))
 
     @classmethod
     def from_dict(cls, given: dict[str, Any], source: str = "scenario") -> Self:
@@ -310,7 +324,7 @@ class Scenario(_Strict):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            raise BadInput(f"{source}: {_in_words(error)}") from None
+            raise BadInput(f"{source}: {in_words(error, given)}") from None
 
     def to_yaml(self) -> str:
         """The scenario as resolved, with every default written out."""
@@ -368,25 +382,17 @@ class Scenario(_Strict):
         return replies_for(self, mechanism, seed)
 
 
-def _in_words(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line with its key."""
-    first = error.errors()[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, BadInput):
-        return str(cause)
-    key = ".".join(" ".join(str(part).split())[:60] for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key; remove it or check its spelling"
-    return f"{key}: {first['msg'].lower()}; got {first['input']!r:.60}"
-
-
 def locate(path: str | Path) -> Path:
     """The scenario file at `path`, or the bundled one of that name."""
     given = Path(path)
-    if os.path.exists(given):  # as opposed to `given.exists()`, of any string
+    # as opposed to `given.exists()`, these are of any string
+    if os.path.exists(given) and not os.path.isdir(given):
         return given
     bundled = BUNDLED / f"{given}.yaml"
     if given.name == str(given) and not given.suffix and os.path.exists(bundled):
         return bundled
-    names = ", ".join(sorted(each.stem for each in BUNDLED.glob("*.yaml")))
-    raise BadInput(f"{given!s:.200}: no such scenario file; give a path, or one of: {names}")
+    if os.path.isdir(given):
+        raise BadInput(f"{given}: is a folder; give a scenario file, or the name of a bundled one")
+    names = sorted(each.stem for each in BUNDLED.glob("*.yaml"))
+    mend = instead(str(given), names, "give a path, or one of:")
+    raise BadInput(f"{given!s:.200}: no such scenario file; {mend}")

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from pydantic import PositiveFloat as Positive
 from pydantic import PositiveInt as Count
+
+from market.sections import Section
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class StageSpec(_Strict):
+class StageSpec(Section):
     """Supervised training: demonstrations (`warm_start`) or distillation.
 
     Attributes:
@@ -29,7 +27,7 @@ class StageSpec(_Strict):
     lr: Positive = 5e-4
 
 
-class IRPOSpec(_Strict):
+class IRPOSpec(Section):
     """Iterative reward-preference optimisation; see `mechanisms.llm_auction.training.irpo`.
 
     Attributes:
@@ -63,7 +61,7 @@ class IRPOSpec(_Strict):
     pctr_epochs: Count = 8
 
 
-class OnlineSpec(_Strict):
+class OnlineSpec(Section):
     """Policy gradients from realised clicks; see `mechanisms.llm_auction.training.online`.
 
     Attributes:
@@ -87,7 +85,7 @@ class OnlineSpec(_Strict):
     expected: bool = False
 
 
-class RewardSpec(_Strict):
+class RewardSpec(Section):
     """The response reward R: revenue at first price, less what is wrong with the reply.
 
     Attributes:
@@ -99,7 +97,7 @@ class RewardSpec(_Strict):
     unfinished: Annotated[float, Field(ge=0)] = 0.1
 
 
-class TrainingSpec(_Strict):
+class TrainingSpec(Section):
     """How the scenario's Ad-LLM is trained.
 
     The requests to train on ask the catalog's queries, of all categories, that the scenario's

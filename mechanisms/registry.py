@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from mechanisms.base import Mechanism
-from mechanisms.errors import BadInput
+from mechanisms.errors import BadInput, instead
 from mechanisms.iamfm.mechanism import IAMFMElimination, IAMFMModel
 from mechanisms.llm_auction.ideal import IdealLLMAuction
 from mechanisms.llm_auction.mechanism import LLMAuction
@@ -46,13 +46,17 @@ def make_mechanism(name: str, **parameters: Any) -> Mechanism:
         BadInput: a name or parameter that does not exist, a parameter missing, or a bad value.
     """
     if name not in MECHANISMS:
-        raise BadInput(f"no mechanism {name!r}; there are {', '.join(MECHANISMS)}")
+        raise BadInput(f"no mechanism {name!r:.60}; {instead(name, MECHANISMS)}")
     known = {field.name: field for field in fields(MECHANISMS[name])}
     for given in parameters:
         if given not in known:
-            raise BadInput(f"{name} has no parameter {given!r}; it has {', '.join(known)}")
+            mend = instead(given, known, "it has")
+            raise BadInput(f"{name} has no parameter {given!r:.60}; {mend}")
     for needed, field in known.items():
         unset = field.default is MISSING and field.default_factory is MISSING
         if unset and needed not in parameters:
-            raise BadInput(f"{name} needs parameter {needed!r}; it has {', '.join(known)}")
+            raise BadInput(
+                f"{name} needs parameter {needed!r}; in a scenario, write "
+                f"{{name: {name}, parameters: {{{needed}: ...}}}}"
+            )
     return MECHANISMS[name](**parameters)

@@ -165,6 +165,9 @@ def examine(text: bytes, whole: bool) -> str:
         said = admarket(*(("run", file, "--out", out) if whole or not valid else ("record", file)))
         if said.code:
             check_refusal(said)
+            assert valid or said.last.startswith(
+                (f"admarket: {file}: ", f"admarket: {file}, line ")
+            )
             assert [each.name for each in Path(folder).iterdir()] == ["given.yaml"]
             return "refused"
         assert valid and (not whole or (out / "report.html").exists()), said

@@ -28,6 +28,7 @@ import numpy as np
 
 from agents.learners.base import Feedback, Learner, Population
 from agents.learners.bid_grid import bid_grid, nearest
+from mechanisms.checks import non_negative
 from mechanisms.errors import BadInput
 from mechanisms.pool import Floats
 
@@ -54,7 +55,7 @@ class GridResponse(Learner):
         max_multiple: float | None,
     ) -> None:
         super().__init__(population, replications, rng)
-        self._grid = bid_grid(self.name, population, grid_size, max_multiple)
+        self._grid = bid_grid(population, grid_size, max_multiple)
         shape = (replications, *self._grid.shape)
         truthful = np.tile(population.truthful_bids, (replications, 1))
         self.state = {
@@ -144,8 +145,9 @@ class BestResponse(GridResponse):
             population, replications, rng, grid_size=grid_size, max_multiple=max_multiple
         )
         for what, share in (("inertia", inertia), ("memory", memory)):
-            if not 0 <= share < 1:
-                raise BadInput(f"best-response: {what} must lie in [0, 1); got {share}")
+            non_negative(what, share)
+            if share >= 1:
+                raise BadInput(f"{what} is {share}; give less than 1")
         self.inertia, self.memory = float(inertia), float(memory)
 
     def _weight(self, t: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from agents.learners.base import UTILITY_REACH, Population
+from mechanisms.checks import positive, whole
 from mechanisms.errors import BadInput
 from mechanisms.pool import Floats, Ints
 
@@ -15,13 +16,10 @@ settle at up to 2 (measured); a wider grid would be coarser."""
 MOST_BIDS = 10_000
 
 
-def bid_grid(
-    learner: str, population: Population, grid_size: int, max_multiple: float | None
-) -> Floats:
+def bid_grid(population: Population, grid_size: int, max_multiple: float | None) -> Floats:
     """(N, G) bids, evenly from 0 to `max_multiple` times the truthful bid.
 
     Args:
-        learner: whose grid it is, for messages.
         population: the N advertisers.
         grid_size: G, from 2 to `MOST_BIDS`.
         max_multiple: default 1.5 for utility and 3 for value maximizers.
@@ -29,15 +27,14 @@ def bid_grid(
     Raises:
         BadInput: a parameter out of range.
     """
-    if isinstance(grid_size, bool) or int(grid_size) != grid_size or grid_size < 2:
-        raise BadInput(f"{learner}: grid_size must be an integer >= 2; got {grid_size}")
+    whole("grid_size", grid_size, least=2)
     if grid_size > MOST_BIDS:
-        raise BadInput(f"{learner}: grid_size is {grid_size}; give at most {MOST_BIDS}")
-    if max_multiple is not None and not 0 < max_multiple < np.inf:
-        raise BadInput(f"{learner}: max_multiple must be positive and finite; got {max_multiple}")
+        raise BadInput(f"grid_size is {grid_size}; give at most {MOST_BIDS}")
+    if max_multiple is not None:
+        positive("max_multiple", max_multiple)
     vm = population.value_maximizer
     reach = np.where(vm, VALUE_GRID, UTILITY_REACH) if max_multiple is None else max_multiple
-    return (population.truthful_bids * reach)[:, None] * np.linspace(0, 1, int(grid_size))
+    return (population.truthful_bids * reach)[:, None] * np.linspace(0, 1, grid_size)
 
 
 def nearest(grid: Floats, bids: Floats) -> Ints:

@@ -28,7 +28,7 @@ import numpy as np
 from agents.learners.base import SIGNALS, Feedback, Population
 from agents.learners.lagrangian import move_multiplier, worth
 from agents.learners.mixture import Mixture
-from mechanisms.errors import BadInput
+from mechanisms.checks import one_of
 from mechanisms.pool import Floats
 
 
@@ -66,8 +66,7 @@ class Exp3(Mixture):
         super().__init__(
             population, replications, rng, grid_size=grid_size, max_multiple=max_multiple
         )
-        if signal not in SIGNALS:
-            raise BadInput(f"exp3: signal must be one of {', '.join(SIGNALS)}; got {signal!r}")
+        one_of("signal", signal, SIGNALS)
         self.signal = signal
         shape = self.state["weights"].shape
         self.state |= {"losses": np.zeros(shape)} | {

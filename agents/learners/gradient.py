@@ -31,7 +31,7 @@ from numba import njit
 
 from agents.learners.base import Feedback, Learner, Population
 from agents.learners.bid_grid import bid_grid
-from mechanisms.errors import BadInput
+from mechanisms.checks import non_negative, positive
 from mechanisms.pool import Bools, Floats
 
 
@@ -68,11 +68,9 @@ class Gradient(Learner):
         width: float = 0.3,
     ) -> None:
         super().__init__(population, replications, rng)
-        self._grid = bid_grid(self.name, population, grid_size, max_multiple)
-        if not 0 < step < np.inf:
-            raise BadInput(f"gradient: step must be positive and finite; got {step}")
-        if not 0 <= width < np.inf:
-            raise BadInput(f"gradient: width must be finite and >= 0; got {width}")
+        self._grid = bid_grid(population, grid_size, max_multiple)
+        positive("step", step)
+        non_negative("width", width)
         self.step, self.width = float(step), float(width)
         self.reach = self._grid[:, -1] / population.truthful_bids
         shape = (replications, len(self.reach))

@@ -34,6 +34,7 @@ from agents.learners.base import Feedback, Learner, Population, Strategy
 from agents.learners.bid_grid import bid_grid, nearest
 from agents.learners.lagrangian import HIGHEST, LOWEST, initial_multiplier
 from agents.learners.mirror import exponential, projected, reordered
+from mechanisms.checks import non_negative, one_of, positive
 from mechanisms.errors import BadInput
 from mechanisms.kernels.caching import renewed_with
 from mechanisms.pool import Floats, Ints
@@ -65,7 +66,7 @@ class Mixture(Learner):
         max_multiple: float | None,
     ) -> None:
         super().__init__(population, replications, rng)
-        self.support = bid_grid(self.name, population, grid_size, max_multiple)
+        self.support = bid_grid(population, grid_size, max_multiple)
         N, G = self.support.shape
         even = np.full((replications, N, G), 1 / G)
         self.state = {
@@ -137,14 +138,11 @@ class RegularisedLeader(Mixture):
         super().__init__(
             population, replications, rng, grid_size=grid_size, max_multiple=max_multiple
         )
-        if regulariser not in REGULARISERS:
-            raise BadInput(
-                f"{self.name}: regulariser must be {' or '.join(REGULARISERS)}; got {regulariser!r}"
-            )
-        if not 0 < step < np.inf:
-            raise BadInput(f"{self.name}: step must be positive and finite; got {step}")
-        if not 0 <= power <= 1:
-            raise BadInput(f"{self.name}: power must lie in [0, 1]; got {power}")
+        one_of("regulariser", regulariser, REGULARISERS)
+        positive("step", step)
+        non_negative("power", power)
+        if power > 1:
+            raise BadInput(f"power is {power}; give at most 1")
         self.regulariser, self.step, self.power = regulariser, float(step), float(power)
         shape = self.state["weights"].shape
         self.state |= {

@@ -24,6 +24,7 @@ import numpy as np
 from numba import njit
 
 from agents.learners.base import SIGNALS, VALUE_REACH, Feedback, Learner, Population
+from mechanisms.checks import one_of, positive
 from mechanisms.errors import BadInput
 from mechanisms.pool import Bools, Floats
 
@@ -65,14 +66,16 @@ class Pacing(Learner):
         signal: str = "expected",
     ) -> None:
         super().__init__(population, replications, rng)
-        if not 0 < step < np.inf:
-            raise BadInput(f"pacing: step must be positive and finite; got {step}")
-        if not 1 <= max_multiple < np.inf:
-            raise BadInput(f"pacing: max_multiple must be finite and >= 1; got {max_multiple}")
+        positive("step", step)
+        positive("max_multiple", max_multiple)
+        if max_multiple < 1:
+            raise BadInput(f"max_multiple is {max_multiple}; give at least 1")
+        positive("start", start)
         if not LOWEST <= start <= max_multiple:
-            raise BadInput(f"pacing: start must lie in [{LOWEST}, max_multiple]; got {start}")
-        if signal not in SIGNALS:
-            raise BadInput(f"pacing: signal must be one of {', '.join(SIGNALS)}; got {signal!r}")
+            raise BadInput(
+                f"start is {start}; give {LOWEST} to {max_multiple:g}, which is max_multiple"
+            )
+        one_of("signal", signal, SIGNALS)
         self.step, self.signal = float(step), signal
         self.cap = np.where(population.value_maximizer, float(max_multiple), 1.0)
         shape = (replications, len(population.values))

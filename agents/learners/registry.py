@@ -17,7 +17,7 @@ from agents.learners.pacing import Pacing
 from agents.learners.reinforce import Reinforce
 from agents.learners.shading import Shading
 from agents.learners.truthful import Truthful
-from mechanisms.errors import BadInput
+from mechanisms.errors import BadInput, instead
 
 LEARNERS: dict[str, type[Learner]] = {
     learner.name: learner
@@ -70,16 +70,16 @@ def make_learner(
 def check_learner(name: str, parameters: dict[str, Any]) -> None:
     """Refuse an unknown learner, an unknown parameter or a bad value, before anything is run."""
     if name not in LEARNERS:
-        raise BadInput(f"unknown learner {name!r}; choose one of {', '.join(sorted(LEARNERS))}")
-    known = [
-        p.name
+        raise BadInput(f"unknown learner {name!r:.60}; {instead(name, sorted(LEARNERS))}")
+    known = {
+        p.name: p.default
         for p in inspect.signature(LEARNERS[name]).parameters.values()
         if p.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
+    }
     for parameter in parameters:
         if parameter not in known:
-            valid = f"valid: {', '.join(known)}" if known else "it takes none"
-            raise BadInput(f"learner {name} has no parameter {parameter!r}; {valid}")
+            mend = instead(parameter, known, "it has")
+            raise BadInput(f"learner {name} has no parameter {parameter!r:.60}; {mend}")
     one = np.ones(1)
     anyone = Population(values=one, value_maximizer=one > 0, target_roi=one, budget=one)
     try:
@@ -87,4 +87,7 @@ def check_learner(name: str, parameters: dict[str, Any]) -> None:
     except BadInput:
         raise
     except (TypeError, ValueError, OverflowError) as error:
-        raise BadInput(f"learner {name}: bad parameters {parameters} ({error})") from None
+        defaults = {parameter: known[parameter] for parameter in parameters}
+        raise BadInput(
+            f"learner {name} cannot take {parameters!r:.200} ({error}); give the like of {defaults}"
+        ) from None

@@ -37,6 +37,7 @@ from agents.learners.base import (
 )
 from agents.learners.bid_grid import VALUE_GRID
 from agents.learners.lagrangian import initial_multiplier, move_multiplier, worth
+from mechanisms.checks import one_of, positive
 from mechanisms.errors import BadInput
 from mechanisms.pool import Floats
 
@@ -68,12 +69,10 @@ class LogNormalPolicy:
     floor: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.step < np.inf:
-            raise BadInput(f"reinforce: step must be positive and finite; got {self.step}")
-        if not 0 < self.floor < self.spread < np.inf:
-            raise BadInput(
-                f"reinforce: 0 < floor < spread < inf; got floor {self.floor}, spread {self.spread}"
-            )
+        for name in ("step", "spread", "floor"):
+            positive(name, getattr(self, name))
+        if self.floor >= self.spread:
+            raise BadInput(f"floor is {self.floor}; give less than spread, {self.spread:g}")
 
     def start(self, multiples: Floats) -> dict[str, NDArray]:
         """State of policies whose medians are `multiples` (S), at least `LOWEST`."""
@@ -154,12 +153,11 @@ class Reinforce(Learner):
         signal: str = "expected",
     ) -> None:
         super().__init__(population, replications, rng)
-        if max_multiple is not None and not LOWEST < max_multiple < np.inf:
-            raise BadInput(
-                f"reinforce: max_multiple must be finite and > {LOWEST}; got {max_multiple}"
-            )
-        if signal not in SIGNALS:
-            raise BadInput(f"reinforce: signal must be one of {', '.join(SIGNALS)}; got {signal!r}")
+        if max_multiple is not None:
+            positive("max_multiple", max_multiple)
+            if max_multiple <= LOWEST:
+                raise BadInput(f"max_multiple is {max_multiple}; give more than {LOWEST}")
+        one_of("signal", signal, SIGNALS)
         self.policy = LogNormalPolicy(step, spread, floor)
         self.signal = signal
         self.reach = np.where(population.value_maximizer, VALUE_GRID, UTILITY_REACH)

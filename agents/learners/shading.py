@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from agents.learners.base import Feedback, Learner, Population
+from mechanisms.checks import positive
 from mechanisms.errors import BadInput
 from mechanisms.pool import Floats
 
@@ -33,8 +34,9 @@ class Shading(Learner):
         factor: float = 0.8,
     ) -> None:
         super().__init__(population, replications, rng)
-        if not 0 < factor <= HIGHEST:
-            raise BadInput(f"shading: factor must lie in (0, {HIGHEST:g}]; got {factor}")
+        positive("factor", factor)
+        if factor > HIGHEST:
+            raise BadInput(f"factor is {factor}; give at most {HIGHEST:g}")
         self.factor = float(factor)
 
     def bids(self) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +15,13 @@ from agents.learners.base import Population
 from experiments.arms import chosen
 from experiments.audit import figures
 from experiments.audit.deviations import MULTIPLES
-from experiments.audit.findings import PROPERTIES, THRESHOLD, Finding
+from experiments.audit.findings import THRESHOLD, Finding
 from experiments.audit.report import TIMES, AuditReport, audit
 from experiments.audit.resampling import COVERAGE
+from experiments.audit.tables import tables_of
 from experiments.best_response import BestResponse, best_responses
 from experiments.page import (
-    Column,
     Subject,
-    Table,
     Tone,
     Verdict,
     Verdicts,
@@ -30,7 +29,7 @@ from experiments.page import (
     write_page,
 )
 from experiments.provenance import where
-from experiments.report import number, pool_facts, replies_label
+from experiments.report import pool_facts, replies_label
 from experiments.run import population
 from market.environment import pools_of, titles
 from market.scenario import Scenario
@@ -160,7 +159,7 @@ def _write(folder: Path, subject: Subject, audited: Sequence[Audited], others: s
             note=NOTE.format(threshold=THRESHOLD, coverage=COVERAGE, others=OTHERS[others]),
         ),
         figures=drawn,
-        shown=list(_shown(reports, titled, B)),
+        shown=list(tables_of(reports, titled, B)),
         tables=tables,
         facts=_facts(subject, audited, others),
         summary={name: _summary(report) for name, report in reports.items()},
@@ -189,86 +188,6 @@ def _stacked(
         ),
         how="vertical_relaxed",
     )
-
-
-def _overview(reports: Mapping[str, AuditReport]) -> Table:
-    """Verdicts of all mechanisms, property by property."""
-    held = {
-        name: {each.key: each.conclusion for each in report.findings}
-        for name, report in reports.items()
-    }
-    rows = [
-        {"property": words, **{name: told.get(key) for name, told in held.items()}}
-        for key, words in PROPERTIES.items()
-        if any(key in told for told in held.values())
-    ]
-    columns = [Column("property", "Property"), *(Column(name, name) for name in held)]
-    return Table("All mechanisms", pl.DataFrame(rows), columns)
-
-
-def _shown(
-    reports: Mapping[str, AuditReport], titled: pl.DataFrame, requests: int
-) -> Iterator[Table]:
-    """Tables for the page: a row per advertiser, and kinds of reports where they are taken."""
-    if len(reports) > 1:
-        yield _overview(reports)
-    value = "% of value attained"
-    columns = [
-        Column("title", "Advertiser"),
-        Column("kind", "Maximises"),
-        Column("value", "Value", "money per click"),
-        Column("requests", "Requests", "competed in"),
-        Column("utility", "Utility", "truthful, money per request"),
-        Column("roi", "ROI", "truthful, value per unit paid"),
-        Column("regret", "Regret", value, percent),
-        Column("best_multiple", "Best bid", "× truthful"),
-        Column("gain_per_click_value", "Gain", "% of a click's value, per request", percent),
-        Column("conditional_regret", "Regret", f"{value}, a bid for each request", percent),
-        Column("tried_multiple", "Bid tried", "× truthful"),
-        Column("tried_gain", "Gain at the bid tried", "as Gain, exact", percent),
-        Column("realised_gain", "Gain at the bid tried", "likewise, realised", percent),
-        Column("realised_lost", "Lost", "% of truthful services, realised", percent),
-    ]
-    kind = (
-        pl.when(pl.col("objective") == "value")
-        .then(pl.format("value, target ROI {}", pl.col("target_roi").round(2)))
-        .otherwise(pl.lit("utility"))
-        .alias("kind")
-    )
-    for name, report in reports.items():
-        frame = report.frame.join(titled, "advertiser").with_columns(kind)
-        yield Table(
-            name,
-            frame,
-            columns,
-            "Regret: greatest gain from one multiple of the truthful bid. Brackets: 95 %, over "
-            "requests for regret, over dice for realised gains. Lost: value of the clicks less "
-            "charges below 0, once all dice are thrown.",
-        )
-        if report.misreports is not None and report.misreports.height:
-            kinds = report.misreports.group_by("kind", maintain_order=True).agg(
-                total=(pl.col("gain") / pl.col("value")).max(), largest=pl.col("largest").max()
-            )
-            yield Table(
-                f"{name}: any report for any reply",
-                kinds,
-                [
-                    Column("kind", "Report"),
-                    Column("total", "Greatest gain", value, percent),
-                    Column(
-                        "largest", "Greatest gain in a request", "% of a click's value", percent
-                    ),
-                ],
-                "Of utility maximizers, each alone, "
-                f"on {report.misreported} of {requests} requests.",
-            )
-
-
-def percent(x: float | None) -> str:
-    """A fraction in per cent; with an exponent where it is of the size of rounding."""
-    if x is None or not np.isfinite(x):
-        return "–" if x is None or np.isnan(x) else "∞"
-    return f"{100 * x:.0e}".replace("-", "−") if 0 < abs(x) < 1e-6 else number(100 * x)
 
 
 def _facts(subject: Subject, audited: Sequence[Audited], others: str) -> list[tuple[str, str]]:

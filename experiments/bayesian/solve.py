@@ -26,7 +26,7 @@ from experiments.bayesian.gradient import Gradient
 from experiments.bayesian.interim import interim_of
 from experiments.bayesian.prior import Uniform
 from mechanisms.base import Mechanism
-from mechanisms.errors import BadInput
+from mechanisms.errors import BadInput, instead
 from mechanisms.pool import Floats, ReplyPool
 
 LEARNERS = {"dual-averaging": DualAveraging, "gradient": Gradient}
@@ -202,10 +202,11 @@ def status_of(path: Floats, top: Floats, loss: float) -> Status:
 
 def _parameters(learner: str, given: dict[str, Any]) -> DualAveraging | Gradient:
     if learner not in LEARNERS:
-        known = ", ".join(LEARNERS)
-        raise BadInput(f"no learner {learner!r} for private values redrawn; there are {known}")
+        mend = instead(learner, LEARNERS)
+        raise BadInput(f"no learner {learner!r} for private values redrawn; {mend}")
     known = LEARNERS[learner].__dataclass_fields__
     for name in given:
         if name not in known:
-            raise BadInput(f"{learner} has no parameter {name!r}; it has {', '.join(known)}")
+            mend = instead(name, known, "it has")
+            raise BadInput(f"{learner} has no parameter {name!r}; {mend}")
     return LEARNERS[learner](**given)

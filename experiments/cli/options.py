@@ -45,9 +45,14 @@ def load(name: str, catalog: str | None) -> Scenario:
     Raises:
         BadInput: there is none, or a catalog is given to one that has synthetic replies.
     """
+    from experiments.unfinished import refuse_results
     from market.scenario import Scenario
 
-    scenario = Scenario.from_yaml(name)
+    try:
+        scenario = Scenario.from_yaml(name)
+    except BadInput:
+        refuse_results(name)
+        raise
     if catalog is None:
         return scenario
     if scenario.replies.source == "synthetic":

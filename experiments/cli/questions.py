@@ -18,7 +18,7 @@ from experiments.cli.options import (
     load,
     say,
 )
-from mechanisms.errors import BadInput
+from mechanisms.errors import BadInput, instead
 
 
 @app.command()
@@ -175,7 +175,7 @@ def reproduce(
     from experiments.reproduce import PAPERS
 
     if paper not in PAPERS:
-        raise BadInput(f"no reproduction of {paper!r}; there is one of {', '.join(PAPERS)}")
+        raise BadInput(f"no reproduction of {paper!r}; {instead(paper, PAPERS)}")
     described = load(scenario or paper, catalog)
     folder = out or Path("results") / f"reproduce-{described.name}-seed{seed}"
     asked = {"ad_llm": ad_llm, "stages": stages, "train": train}

@@ -40,7 +40,7 @@ def serve(source: str | None, port: int, *, open_browser: bool, say: Callable[[s
         source: see `Desk.of`.
         port: of this machine; 0 for one that is free.
         open_browser: open the page when it is there.
-        say: told where the page is.
+        say: told where the page is, once it is there.
 
     Raises:
         BadInput: the port is taken, solara is not installed, or see `Desk.of`.
@@ -55,8 +55,13 @@ def serve(source: str | None, port: int, *, open_browser: bool, say: Callable[[s
         desk = Desk.of(source, say)
         app = _app(desk)
         address = "http://{}:{}".format(*listening.getsockname())
-        say(f"dashboard: {address} (Ctrl-C ends it)")
-        _run(app, listening, address if open_browser else None)
+
+        def ready() -> None:
+            say(f"dashboard: {address} (Ctrl-C ends it)")
+            if open_browser:
+                webbrowser.open(address)
+
+        _run(app, listening, ready)
         if desk.stage is not None:  # threads that play a market would keep the process up
             desk.stage.closed.set()
 
@@ -94,7 +99,8 @@ def _app(desk: Desk) -> Any:
     return solara.server.starlette.app
 
 
-def _run(app: Any, listening: socket.socket, address: str | None) -> None:
+def _run(app: Any, listening: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve until interrupted; `ready` is called, in a thread, once requests are answered."""
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -103,13 +109,13 @@ def _run(app: Any, listening: socket.socket, address: str | None) -> None:
             await super().shutdown(sockets)
 
     server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-    if address:
 
-        def open_when_there() -> None:
-            while not server.started and not server.should_exit:
-                time.sleep(0.05)
-            webbrowser.open(address)
+    def tell_when_there() -> None:
+        while not server.started and not server.should_exit:
+            time.sleep(0.05)
+        if server.started:
+            ready()
 
-        threading.Thread(target=open_when_there, daemon=True).start()
+    threading.Thread(target=tell_when_there, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):  # the way to end it
         server.run(sockets=[listening])

@@ -19,6 +19,7 @@ import jinja2
 import polars as pl
 
 from experiments import plots
+from experiments.measures import BIDS, MEASURES
 from experiments.report import number, replies_label
 from experiments.report.records import Records
 from experiments.report.wording import bracket
@@ -31,16 +32,7 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 NARROWER = 0.82
 """Width of a picture to that of the report's: it stands beside replies, and words stay readable."""
 _DRAWING = threading.Lock()  # the style is matplotlib's, hence the whole process's
-TILES = {
-    "revenue": ("Revenue", "money per request"),
-    "welfare": ("Welfare", "money per request"),
-    "user_satisfaction": ("User satisfaction", "per reply, 0 to 1"),
-    "ads_per_reply": ("Ads per reply", "expected"),
-}
-BIDS = {
-    "utility": ("bid_over_value", "Utility maximizers", "bid / value"),
-    "value": ("bid_over_truthful", "Value maximizers", "bid × target ROI / value"),
-}
+TOTALS = ("revenue", "welfare", "user_satisfaction", "ads_per_reply")
 
 
 @dataclass(frozen=True)
@@ -55,15 +47,20 @@ class Tile:
 
 def tiles(summary: Mapping[str, Any]) -> list[Tile]:
     """The numbers of one mechanism, from its part of a `Result.summary`."""
-    found = [(*words, summary[name]) for name, words in TILES.items()]
-    found += [
-        (what, unit, summary["objectives"][kind][name])
-        for kind, (name, what, unit) in BIDS.items()
+    found = {name: summary[name] for name in TOTALS}
+    found |= {
+        f"bid_{kind}": summary["objectives"][kind][column]
+        for kind, column in BIDS.items()
         if kind in summary["objectives"]
-    ]
+    }
     return [
-        Tile(what, unit, number(each["mean"]), bracket(each) if each["low"] is not None else "")
-        for what, unit, each in found
+        Tile(
+            MEASURES[name].label,
+            MEASURES[name].unit,
+            number(each["mean"]),
+            bracket(each) if each["low"] is not None else "",
+        )
+        for name, each in found.items()
     ]
 
 
@@ -89,7 +86,7 @@ def numbers(by_mechanism: Mapping[str, Mapping[str, Any]]) -> str:
     """Tiles of numbers, a row per mechanism, from a `Result.summary`."""
     first = next(iter(by_mechanism.values()), None)
     rows = {name: tiles(part) for name, part in by_mechanism.items()}
-    return _render("numbers", rows=rows, first=first)
+    return _render("numbers", rows=rows, first=first, welfare=MEASURES["welfare"].meaning)
 
 
 def reply(sample: SampleReply | None, heading: str, missing: str = "") -> str:
@@ -131,15 +128,20 @@ def style() -> str:
     return (TEMPLATES / "dashboard.css").read_text("utf-8")
 
 
-def _data_url(figure: Figure) -> str:
+def narrowed(figure: Figure) -> Figure:
+    """The figure as wide as its place on the page, with fewer numbers below it."""
     width, height = figure.get_size_inches()
     figure.set_size_inches(NARROWER * width, height)
     for ax in figure.axes:
         if ax.get_xscale() == "linear":
             ax.locator_params(axis="x", nbins=3)
+    return figure
+
+
+def _data_url(figure: Figure) -> str:
     held = io.BytesIO()
     with plots.style():
-        figure.savefig(held, dpi=140, metadata={"Software": None})
+        narrowed(figure).savefig(held, dpi=140, metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode("ascii")
 
 

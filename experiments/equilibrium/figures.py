@@ -16,11 +16,10 @@ from experiments.equilibrium.diagnosis import EXPLOITABILITY
 from experiments.equilibrium.empirical import EmpiricalGame, Nash
 from experiments.equilibrium.externality import Portrait
 from experiments.equilibrium.solver import EquilibriumReport
+from experiments.measures import MEASURES, OBJECTIVES
 from experiments.plots import (
     FAINT,
     INK,
-    OBJECTIVES,
-    RATIOS,
     WIDTH,
     _short,
     colours,
@@ -97,7 +96,7 @@ def trajectories(reports: Mapping[str, EquilibriumReport]) -> Figure:
                 ax.fill_between(at + 1, low, high, color=colour, alpha=0.15, lw=0)
                 ax.plot(at + 1, mean[at].mean(axis=1), color=colour, linestyle=line, label=name)
             ax.axhline(1.0, color=FAINT, linewidth=0.9, zorder=0)
-            ax.set(xscale="log", xlabel="round (logarithmic)", ylabel=RATIOS[kind])
+            ax.set(xscale="log", xlabel="round (logarithmic)", ylabel=MEASURES[f"bid_{kind}"].unit)
             ax.set_xlim(1, len(first.play.bids))
             ax.set_ylim(bottom=0)
             ax.set_title(OBJECTIVES[kind])

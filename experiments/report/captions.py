@@ -7,12 +7,12 @@ from typing import Any
 
 import polars as pl
 
+from experiments.measures import BIDS, MEASURES, OBJECTIVES
 from experiments.periods import CAPTION as PERIODS
 from experiments.plots import CAPTIONS as OF_PLOTS
-from experiments.plots import OBJECTIVES, PANELS
+from experiments.plots import PANELS, ends
 from experiments.report.records import Records
-from experiments.report.rows import BIDS
-from experiments.report.wording import number, percent
+from experiments.report.wording import listed, number, percent
 
 CAPTIONS = OF_PLOTS | {"periods": PERIODS}
 KINDS = {
@@ -50,7 +50,7 @@ def seen(run: Records, name: str) -> str:
 def bids_seen(summary: Mapping[str, Any]) -> str:
     """Where bids ended, least and greatest, by objective."""
     words = []
-    for kind, (column, _) in BIDS.items():
+    for kind, column in BIDS.items():
         found = {
             label: part["objectives"][kind][column]["mean"]
             for label, part in summary.items()
@@ -64,8 +64,9 @@ def bids_seen(summary: Mapping[str, Any]) -> str:
 def market_seen(summary: Mapping[str, Any]) -> str:
     """Where market totals ended, least and greatest."""
     words = [
-        f"{what.lower()} {_ends({label: part[name]['mean'] for label, part in summary.items()})}"
-        for name, (what, _) in PANELS.items()
+        f"{MEASURES[name].label.lower()} "
+        f"{_ends({label: part[name]['mean'] for label, part in summary.items()})}"
+        for name in PANELS
     ]
     return f"In the last quarter: {', '.join(words)}."
 
@@ -81,6 +82,4 @@ def _tokens(run: Records) -> str:
 
 def _ends(found: Mapping[str, float]) -> str:
     """The least and the greatest mean, and whose they are."""
-    order = sorted(found, key=lambda label: found[label])
-    ends = dict.fromkeys((order[0], order[-1]))
-    return " to ".join(f"{number(found[label])} ({label})" for label in ends)
+    return " to ".join(f"{text} ({listed(who)})" for text, who in ends(found, number))

@@ -43,6 +43,7 @@ BEST = {
 GAINS = {
     "mechanism": False,
     **dict.fromkeys(("replication", "advertiser", "value", "gain", "owed"), True),
+    **dict.fromkeys(("played_value", "played_gain", "played_owed"), True),
 }
 PLANS = {
     "mechanism": False,
@@ -230,6 +231,11 @@ class Records:
     def exploitability(self) -> dict[str, dict[str, Any]]:
         """What could be gained at the bids learned, by mechanism; empty where it was not kept."""
         return {} if self.gains is None else exploitability(self.gains)
+
+    @cached_property
+    def regret(self) -> dict[str, dict[str, Any]]:
+        """What one bid in all rounds would have gained, by mechanism; empty as above."""
+        return {} if self.gains is None else exploitability(self.gains, of="play")
 
     def relabelled(self, names: Mapping[str, str]) -> Records:
         """The same with its mechanisms called otherwise, to stand beside other runs."""

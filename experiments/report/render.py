@@ -19,12 +19,14 @@ import jinja2
 
 from experiments import plots
 from experiments.equilibrium.diagnosis import EXPLOITABILITY, MOVEMENT
+from experiments.measures import MEASURES
 from experiments.periods import over_periods
 from experiments.report.captions import alternative, caption
 from experiments.report.records import Records
 from experiments.report.rows import advertiser_tables, period_rows, rows, unsettled
 from experiments.report.summary import sentences
 from experiments.report.wording import (
+    bracket,
     counted,
     estimates_label,
     facts_of,
@@ -111,7 +113,7 @@ def _page(run: Records, figures: dict[str, Path]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "bracket": bracket}
     return environment.get_template("report.html").render(
         title=run.title,
         replies_label=source(run),
@@ -137,6 +139,7 @@ def _page(run: Records, figures: dict[str, Path]) -> str:
         missing=run.missing,
         limits=[percent(limit) for limit in (MOVEMENT, EXPLOITABILITY)],
         scenario=run.scenario_text,
+        welfare=MEASURES["welfare"].meaning,
     )
 
 

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
+from experiments.measures import BIDS, MEASURES
 from experiments.periods import measured
-from experiments.plots import OBJECTIVES
 from experiments.report.records import Records
 from experiments.report.wording import bracket, number, percent
 from experiments.tables import best_means, unbounded
 from market.result import interval
 
-MEASURES = {
-    "revenue": ("Revenue", "money per request, realised"),
-    "welfare": ("Welfare", "money per request, expected"),
-    "regularised_welfare": ("Regularised welfare", "money per request, expected"),
-    "user_satisfaction": ("User satisfaction", "per reply, 0 to 1, expected"),
-    "ads_per_reply": ("Ads per reply", "expected"),
-    "clicks": ("Clicks", "per request, realised"),
-    "kl": ("Distance from the reference LLM", "KL, nats per reply"),
-}
-BIDS = {
-    "utility": ("bid_over_value", "bid / value"),
-    "value": ("bid_over_truthful", "bid × target ROI / value"),
-}
+TOTALS = (
+    "revenue", "welfare", "regularised_welfare", "user_satisfaction", "ads_per_reply", "clicks",
+    "kl",
+)  # fmt: skip
+"""Measures of the market as a whole."""
 
 
 @dataclass(frozen=True)
@@ -81,32 +73,31 @@ class Row:
 def rows(run: Records) -> Iterator[Row]:
     """The table of mechanisms side by side."""
     parts = run.summary
-    for name, (what, unit) in MEASURES.items():
-        if any(part[name]["mean"] is not None for part in parts.values()):
-            yield Row(what, unit, [Cell.of(part[name]) for part in parts.values()])
-    paid = [paid_share(run, label) for label in parts]
-    if any(each["mean"] is not None for each in paid):
-        cells = [Cell.of(each, 0.01) for each in paid]
-        yield Row("Paid by advertisers", "of the value they attain, expected", cells)
-    for kind, (_, ratio) in BIDS.items():
+    for name in TOTALS:
+        yield from _row(name, (part[name] for part in parts.values()))
+    yield from _row("paid_share", (paid_share(run, label) for label in parts))
+    for kind in BIDS:
         if any(kind in part["objectives"] for part in parts.values()):
-            who = OBJECTIVES[kind]
-            yield Row(
-                f"{who}: bid", f"{ratio}; truthful = 1", [bid_cell(run, m, kind) for m in parts]
-            )
-            if kind == "value":
-                found = (part["objectives"].get(kind, {}) for part in parts.values())
-                roi = [each.get("roi_over_target") for each in found]
-                yield Row(f"{who}: ROI", "ROI / target ROI, expected", [Cell.of(x) for x in roi])
-    if any(each["mean"] is not None for each in run.movement.values()):
-        cells = [Cell.of(run.movement[label], 0.01) for label in parts]
-        yield Row("Mean bids moved", "third quarter to last, of truthful", cells)
-    if run.exploitability:
-        cells = [Cell.of(run.exploitability.get(label), 0.01) for label in parts]
-        unit = "gains by other fixed bids, of the value attained"
-        if any(each["infinite"] for each in run.exploitability.values()):
-            unit += "; without replications in which none is"
-        yield Row("Exploitability", unit, cells)
+            each = MEASURES[f"bid_{kind}"]
+            yield Row(each.label, each.detail, [bid_cell(run, label, kind) for label in parts])
+    value_maximizers = (part["objectives"].get("value", {}) for part in parts.values())
+    yield from _row("roi_over_target", (each.get("roi_over_target") for each in value_maximizers))
+    yield from _row("movement", (run.movement[label] for label in parts))
+    for name, found in (("exploitability", run.exploitability), ("regret", run.regret)):
+        some_lost = any(each["infinite"] for each in found.values())
+        yield from _row(
+            name,
+            (found.get(label) for label in parts),
+            "; without replications in which none is" if some_lost else "",
+        )
+
+
+def _row(name: str, found: Iterable[Mapping[str, Any] | None], besides: str = "") -> Iterator[Row]:
+    """The line of a measure, an interval per mechanism; none where no mechanism has a number."""
+    measure = MEASURES[name]
+    cells = [Cell.of(each, 0.01 if measure.share else 1.0) for each in found]
+    if any(cell.mean is not None for cell in cells):
+        yield Row(measure.label, measure.detail + besides, cells)
 
 
 def paid_share(run: Records, label: str) -> dict[str, Any]:
@@ -117,7 +108,7 @@ def paid_share(run: Records, label: str) -> dict[str, Any]:
 
 def bid_cell(run: Records, label: str, kind: str) -> Cell:
     """Mean bid over the truthful one, beside the best response's."""
-    found = run.summary[label]["objectives"].get(kind, {}).get(BIDS[kind][0])
+    found = run.summary[label]["objectives"].get(kind, {}).get(BIDS[kind])
     if not found:
         return Cell(None)
     if run.best is None:

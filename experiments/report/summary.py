@@ -17,7 +17,7 @@ import polars as pl
 from agents.learners.base import Learner
 from agents.learners.registry import LEARNERS
 from experiments.equilibrium.diagnosis import EXPLOITABILITY, MOVEMENT
-from experiments.plots import OBJECTIVES
+from experiments.measures import MEASURES, OBJECTIVES
 from experiments.report.records import Records
 from experiments.report.rows import Cell, bid_cell, paid_share, unsettled
 from experiments.report.wording import (
@@ -26,6 +26,7 @@ from experiments.report.wording import (
     number,
     parameters,
     told,
+    told_difference,
     told_percent,
 )
 from experiments.tables import difference, spread
@@ -36,19 +37,13 @@ SMALL = 2e9
 MISSED = 0.01
 """Share by which an ROI has to be below its target to be called missed."""
 LEADS = {
-    "revenue": (
-        "Revenue", "money per request", "{0} earns more revenue", "{0} earns the most revenue",
-    ),
-    "welfare": (
-        "Welfare", "money per request", "Welfare is greater under {0}",
-        "Welfare is greatest under {0}",
-    ),
+    "revenue": ("{0} earns more revenue", "{0} earns the most revenue"),
+    "welfare": ("Welfare is greater under {0}", "Welfare is greatest under {0}"),
     "user_satisfaction": (
-        "User satisfaction", "of 1", "Users are more satisfied under {0}",
-        "Users are most satisfied under {0}",
+        "Users are more satisfied under {0}", "Users are most satisfied under {0}",
     ),
 }  # fmt: skip
-"""Of each measure its name, its unit, and what is said of the first of two, or of several."""
+"""Of each measure what is said of the first of two mechanisms, and of several."""
 TIMES = {"utility": "times their value", "value": "times value over target ROI"}
 
 
@@ -75,7 +70,8 @@ def won(run: Records) -> str:
     if len(run.labels) == 1:
         ((label, part),) = run.summary.items()
         parts = [
-            f"{what.lower()} {told(part[name])} {unit}" for name, (what, unit, *_) in LEADS.items()
+            f"{MEASURES[name].label.lower()} {told(part[name])} {MEASURES[name].unit}"
+            for name in LEADS
         ]
         return f"Only {label} was run: {listed(parts)}."
     return " ".join(f"{standing(run, name)}." for name in LEADS)
@@ -83,7 +79,8 @@ def won(run: Records) -> str:
 
 def standing(run: Records, name: str) -> str:
     """The mechanism with the greatest mean of a measure, against each of the others."""
-    what, unit, of_two, of_several = LEADS[name]
+    what, unit = MEASURES[name].label, MEASURES[name].unit
+    of_two, of_several = LEADS[name]
     means = {label: part[name]["mean"] for label, part in run.summary.items()}
     first, *others = sorted(means, key=lambda label: -means[label])
     if run.replications == 1:
@@ -97,7 +94,7 @@ def standing(run: Records, name: str) -> str:
         if found["low"] > 0
     ]
     if level:
-        same = [f"{first} less {other} is {told(apart[other])}" for other in level]
+        same = [f"{first} less {other} is {told_difference(apart[other])}" for other in level]
         text = (
             f"No difference in {what.lower()} shows between {first}, with {number(means[first])} "
             f"{unit}, and {listed(level, 'or')} ({listed(same)})"
@@ -155,9 +152,15 @@ ANSWERS = {
     "together could gain {gain}.",
     "swinging": "No under {who}: bids do not come to rest ({swung}; {moved}); at mean bids all "
     "advertisers together could gain {gain}.",
-    "drawn": "Not to be told under {who}: mean bids rest ({moved}), but bids do not "
-    "({swung}), as some learners draw theirs at random. At mean bids all advertisers together "
-    "could gain {gain}, which is not what they could gain against the mixtures.",
+    "drawn": "Yes under {who}, in what is played: mean bids rest ({moved}), while each round's are "
+    "drawn ({swung}); in place of theirs, one bid each in all rounds would have gained all "
+    "advertisers together {regret}. That is a coarse correlated equilibrium.",
+    "regretted": "No under {who}: mean bids rest ({moved}), while each round's are drawn "
+    "({swung}); in place of theirs, one bid each in all rounds would have gained all "
+    "advertisers together {regret}.",
+    "unsure": "Not to be told under {who}: mean bids rest ({moved}), while each round's are drawn "
+    "({swung}); in place of theirs, one bid each in all rounds would have gained all advertisers "
+    "together {regret}, an interval that holds the limit.",
     "resting": "No under {who}: bids have come to rest ({moved}; {swung}), but at mean bids all "
     "advertisers together could gain {gain}.",
     "gaining": "No under {who}: at mean bids all advertisers together could gain {gain}; "
@@ -191,6 +194,7 @@ def settled(run: Records) -> str:
                 "last",
                 swung=f"within the last quarter bids swing by {swung}",
                 gain=_by_mechanism(run.exploitability, who, "of the value they attain"),
+                regret=_by_mechanism(run.regret, who, "of the value they attain"),
                 lost=_lost(run, who),
             )
             found.append(words)
@@ -214,12 +218,19 @@ def answer(run: Records, label: str) -> str:
     if steady is False:
         if not _draw(run):
             return "swinging"
-        return "drawn" if still else "open"
+        return _in_play(run.regret[label]) if still else "open"
     if still and steady and equilibrium:
         return "yes"
     if equilibrium is False:
         return "resting" if still and steady else "gaining"
     return "open"
+
+
+def _in_play(regret: Mapping[str, Any]) -> str:
+    """The kind of answer where mean bids rest and each round's are drawn."""
+    if regret["mean"] is None:
+        return "nothing"
+    return {True: "drawn", False: "regretted", None: "unsure"}[_within(regret, EXPLOITABILITY)]
 
 
 def _draw(run: Records) -> bool:

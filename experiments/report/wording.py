@@ -11,6 +11,8 @@ from typing_extensions import TypedDict  # of which pydantic makes checks before
 
 from mechanisms.pool import ReplyPool
 
+SHOWN = 1e-4
+"""The least that a number with four decimals shows."""
 _SCALES = {"m": 1e6, "b": 1e9}
 
 
@@ -18,7 +20,7 @@ def number(x: float | None) -> str:
     """Three significant figures without exponents, at most four decimals; a dash for no number."""
     if x is None or not np.isfinite(x):
         return "–"
-    if 0 < abs(x) < 1e-4:
+    if 0 < abs(x) < SHOWN:
         return "<0.0001" if x > 0 else ">−0.0001"
     x = float(f"{x:.3g}") if abs(x) < 1000 else x
     if x == 0 or abs(x) >= 100:
@@ -37,12 +39,26 @@ def bracket(found: Mapping[str, Any], scale: float = 1.0) -> str:
     low, high = found["low"], found["high"]
     if low is None or high is None:
         return "[no interval from one]"
-    return f"[{number(scale * low)},\u00a0{number(scale * high)}]"
+    return f"[{_end(scale * low)},\u00a0{_end(scale * high)}]"
+
+
+def _end(x: float) -> str:
+    """An end of an interval, in which signs of inequality would be misread."""
+    return f"{x:.4f}".replace("-", "−") if 0 < abs(x) < SHOWN else number(x)
 
 
 def told(found: Mapping[str, Any]) -> str:
     """A mean with its interval."""
     return f"{number(found['mean'])} {bracket(found)}"
+
+
+def told_difference(found: Mapping[str, Any]) -> str:
+    """A difference with its interval; where it is too small to be shown, within which it lies."""
+    low, high = found["low"], found["high"]
+    if low is None or high is None or not 0 < abs(found["mean"]) < SHOWN:
+        return told(found)
+    reach = number(max(abs(low), abs(high)) + SHOWN)  # no rounding makes it less than it is
+    return f"between −{reach} and {reach}"
 
 
 def told_percent(found: Mapping[str, Any]) -> str:

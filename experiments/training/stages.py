@@ -31,7 +31,7 @@ from experiments.training.data import (
 from market.environment import LazyEngine
 from market.scenario import Scenario
 from market.training import StageSpec, TrainingSpec
-from mechanisms.errors import BadInput
+from mechanisms.errors import BadInput, instead
 from mechanisms.llm.base import Engine
 from mechanisms.llm.weights import identity
 from mechanisms.llm_auction.ad_llm import AdLLM
@@ -78,7 +78,7 @@ def train(
         BadInput: an unknown stage, no start where one is needed, or a folder of another run.
     """
     if stage not in STAGES:
-        raise BadInput(f"no stage {stage!r} of training; there are {', '.join(STAGES)}")
+        raise BadInput(f"no stage {stage!r} of training; {instead(stage, STAGES)}")
     if start is None and stage in ("irpo", "online"):
         raise BadInput(
             f"{stage} starts from an LLM that writes the format; give --start, the policy folder "

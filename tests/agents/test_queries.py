@@ -11,7 +11,7 @@ from agents.queries import CHARACTERS, REFUSALS, clean, generated_queries, objec
 from market.catalog import Catalog, UserProfile
 from mechanisms.errors import BadInput
 from mechanisms.mentions import parse
-from tests.agents.test_judge import Scripted
+from tests.agents.scripted import Scripted
 from tests.mechanisms.hostile import ATTACKS
 from tests.tiny_llm import ADS
 

@@ -45,7 +45,7 @@ def test_the_example_learns_and_is_checked_like_any_other(example):
     np.testing.assert_allclose(weights.sum(axis=-1), 1)
     with pytest.raises(BadInput, match="epsilon must lie"):
         check_learner("epsilon-greedy", {"epsilon": 0})
-    with pytest.raises(BadInput, match="valid: epsilon, grid_size"):
+    with pytest.raises(BadInput, match="it has epsilon, grid_size"):
         check_learner("epsilon-greedy", {"greed": 1})
 
 

@@ -9,7 +9,8 @@ import pytest
 from experiments import plots
 from experiments.audit import figures
 from experiments.audit.report import audit
-from experiments.audit.run import percent, run_audit
+from experiments.audit.run import run_audit
+from experiments.audit.tables import percent
 from market.scenario import Scenario
 from mechanisms.errors import BadInput
 from mechanisms.mosaic import Mosaic

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 from types import SimpleNamespace as Record
 
@@ -16,6 +17,8 @@ from experiments import run as running
 from experiments import tracking
 from experiments.cli import main
 from experiments.report.records import Records
+from experiments.unfinished import Unfinished, begun
+from market import Scenario
 from market.reading import MOST_TEXT, read_yaml
 from mechanisms import BadInput
 from tests.experiments import small_folder, small_run
@@ -143,6 +146,11 @@ def test_a_run_is_repeated_into_its_folder(monkeypatch, capsys, scenario, tmp_pa
         (["bench", "--replies", "0"], "--replies"),
         (["run", "no-such-scenario"], "no-such-scenario"),
         (["run", "synthetic", "--catalog", "x"], "synthetic replies, drop it"),
+        (["run", "sythetic"], "sythetic: no such scenario file; did you mean 'synthetic'?"),
+        (["run", "synthetic", "--out", "."], "--out .: a folder is replaced as a whole"),
+        (["audit", "synthetic", "--out", ".."], "--out ..: a folder is replaced as a whole"),
+        (["reproduce", "mosiac"], "did you mean 'mosaic'?"),
+        (["train", "warmstart"], "did you mean 'warm-start'?"),
     ],
     ids=" ".join,
 )
@@ -153,6 +161,39 @@ def test_usage_errors_are_one_line_and_exit_code_2(monkeypatch, capsys, argument
     (line,) = err.strip().splitlines()
     assert line.startswith("admarket: ")
     assert expected in line
+
+
+def test_a_run_given_for_a_scenario_is_told_what_can_be_done_with_it(
+    monkeypatch, capsys, scenario, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    folder, to_see = small_folder.write(Path("results/a run")), "admarket report 'results/a run'"
+    for command in ("run", "audit", "record"):
+        code, printed, err = admarket(monkeypatch, capsys, command, folder)
+        assert code == 2 and not printed
+        assert err == (
+            "admarket: results/a run: is no scenario, but a folder of results; "
+            f"to see them: {to_see}\n"
+        )
+    to_finish = "to finish the run: admarket run --resume"
+    with Unfinished(folder, Scenario.from_yaml(scenario), 0) as unfinished:
+        _, _, err = admarket(monkeypatch, capsys, "run", folder)
+        assert err.endswith(f"to see them: {to_see}; {to_finish} 'results/a run'\n")
+        for given in ("new", unfinished.folder):
+            with Unfinished(Path("new"), Scenario.from_yaml(scenario), 0):
+                _, _, err = admarket(monkeypatch, capsys, "run", given)
+            assert f"{given}: is no" in err and to_finish in err and "report" not in err
+
+
+def test_a_run_goes_on_in_its_folder_as_that_was_given(monkeypatch, scenario, tmp_path):
+    described, results = Scenario.from_yaml(scenario), Path("results/x")
+    monkeypatch.chdir(tmp_path)
+    with Unfinished(results, described, 3) as unfinished:
+        for given in (results, unfinished.folder, tmp_path / results):
+            folder = tmp_path / results if given.is_absolute() else results
+            assert begun(given) == (folder, described, 3)
+        monkeypatch.chdir(unfinished.folder)
+        assert begun(Path("."))[0] == tmp_path / results
 
 
 def test_help_is_no_error(monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """The dashboard: what it plays and shows, without a browser; then the page itself, in Chromium."""
 
+import contextlib
 import json
 import os
 import re
@@ -224,9 +225,47 @@ def test_a_folder_is_shown_with_the_market_it_came_of(run_folder, monkeypatch, t
     assert Desk.of(str(run_folder)).names == ["hostile-seed0"]
 
 
-def chromium():
+REQUIRED = "ADMARKET_CHROMIUM"
+"""Set to `required`, no Chromium is a failure, as it should be where changes are judged."""
+
+
+def launched(playwright, driver):
+    """Chromium: the system's, else playwright's own, which is downloaded once if need be."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    return next((path for name in names if (path := shutil.which(name))), None)
+    path = next((path for name in names if (path := shutil.which(name))), None)
+
+    def launch():
+        return driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+
+    if path:
+        return launch()
+    try:
+        return launch()
+    except playwright.Error:
+        command = [sys.executable, "-m", "playwright", "install", "--only-shell", "chromium"]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, capture_output=True, timeout=180)
+    try:
+        return launch()
+    except playwright.Error as error:
+        (why, *_) = str(error).splitlines()
+        told = (
+            "no Chromium here and none to be downloaded: `apt-get install chromium`, or "
+            f"`playwright install --with-deps chromium` ({why})"
+        )
+        if os.environ.get(REQUIRED) == "required":
+            pytest.fail(told)
+        pytest.skip(told)
+
+
+@pytest.fixture
+def browser():
+    """Chromium; see `launched`."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        opened = launched(playwright, driver)
+        yield opened
+        opened.close()
 
 
 @pytest.fixture
@@ -258,36 +297,27 @@ def served(run_folder):
 
 
 @pytest.fixture
-def page(served):
+def page(browser, served):
     """Chromium on the dashboard, with the network blocked; complaints are held against it."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = chromium()
-    with playwright.sync_playwright() as driver:
-        path = found or driver.chromium.executable_path
-        if not Path(path).exists():
-            pytest.skip("no Chromium here (install one, or run `playwright install chromium`)")
-        browser = driver.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu"]
-        )
-        opened = browser.new_page(viewport={"width": 1500, "height": 1100})
-        wrong = []
-        opened.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
-        opened.on("pageerror", lambda error: wrong.append(str(error)))
-        opened.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+    opened = browser.new_page(viewport={"width": 1500, "height": 1100})
+    wrong = []
+    opened.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
 
-        def local_only(route):
-            if route.request.url.startswith((served, "data:")):
-                route.continue_()
-            else:
-                wrong.append(f"asked the network for {route.request.url}")
-                route.abort()
+    def local_only(route):
+        if route.request.url.startswith((served, "data:")):
+            route.continue_()
+        else:
+            wrong.append(f"asked the network for {route.request.url}")
+            route.abort()
 
-        opened.route("**/*", local_only)
-        opened.goto(served)
-        opened.set_default_timeout(90_000)
-        yield opened
-        browser.close()
-        assert wrong == []
+    opened.route("**/*", local_only)
+    opened.goto(served)
+    opened.set_default_timeout(90_000)
+    yield opened
+    opened.close()
+    assert wrong == []
 
 
 def test_the_page_plays_changes_and_shows_runs(page):

@@ -32,6 +32,37 @@ def test_gains_are_those_at_the_mean_bids_of_each_replication(name):
     assert of_all["clusters"] == 3 and of_all["mean"] > 0
 
 
+@pytest.mark.parametrize("name", small_run.MECHANISMS)
+def test_regret_of_play_is_of_one_bid_in_all_rounds_played(name):
+    people = small_run.result().advertisers.filter(pl.col("mechanism") == name)
+    found = gains_of(people, small_run.mechanism(name), small_run.pool(), small_run.PEOPLE)
+    game = Game(small_run.mechanism(name), small_run.pool(), small_run.PEOPLE)
+    late = people.filter((pl.col("round") >= 45) & (pl.col("replication") == 1))
+    rounds = late.sort("round", "advertiser")["bid"].to_numpy().reshape(-1, small_run.N)
+    assert len(rounds) == 15  # all of the last quarter
+    value, payment = game.outcome(rounds)
+    ours = found.filter(pl.col("replication") == 1)
+    np.testing.assert_allclose(ours["played_value"], value.mean(axis=0))
+    # a bid tried by hand brings no more than the best found
+    utility = ~small_run.PEOPLE.value_maximizer
+    attained = (value - payment).mean(axis=0)
+    for multiple in (0.3, 0.7, 1.0):
+        fixed = (small_run.PEOPLE.truthful_bids * multiple)[None, :, None]
+        curves = game.curves(rounds, np.broadcast_to(fixed, (15, small_run.N, 1)))
+        gain = (curves[0] - curves[1])[:, :, 0].mean(axis=0) - attained
+        assert (gain[utility] <= ours["played_gain"].to_numpy()[utility] + 1e-12).all()
+
+
+def test_of_bids_that_stay_regret_is_exploitability():
+    people = small_run.result().advertisers
+    still = people.with_columns(pl.col("bid").mean().over("mechanism", "advertiser", "replication"))
+    for name in small_run.MECHANISMS:
+        ours = still.filter(pl.col("mechanism") == name)
+        found = gains_of(ours, small_run.mechanism(name), small_run.pool(), small_run.PEOPLE)
+        for column in ("value", "gain", "owed"):
+            np.testing.assert_allclose(found[f"played_{column}"], found[column], atol=1e-9)
+
+
 def test_where_nobody_attains_value_there_is_no_number():
     rows = {"mechanism": ["a"], "replication": [0], "advertiser": [0]}
     frame = pl.DataFrame({**rows, "value": [0.0], "gain": [1.0], "owed": [0.0]})

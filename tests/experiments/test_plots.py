@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 import warnings
+from itertools import pairwise
 
 import matplotlib as mpl
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments import plots
+from experiments.dashboard import view
+from experiments.report import number
 from experiments.tables import best_means, by_advertiser
 from tests.experiments import small_run
 
@@ -95,6 +98,48 @@ def test_numbers_in_figures_are_those_of_the_summary():
     (bids, *_), label = draw("bids").axes, "llm-auction-ideal"
     mean = summary[label]["objectives"]["utility"]["bid_over_value"]["mean"]
     assert any(f"{mean:#.3g} {label}" in text.get_text() for text in bids.texts)
+
+
+def test_lines_that_coincide_are_all_seen_and_said_to():
+    run = small_run.result()
+    mosaic = run.advertisers.filter(pl.col("mechanism") == "mosaic")
+    twin = mosaic.with_columns(mechanism=pl.lit("vcg"))
+    for frame, both in ((pl.concat([mosaic, twin]), True), (run.advertisers, False)):
+        figure = plots.bid_trajectories(frame, small_run.best())
+        found = figure.axes[0].texts[-1].get_text()
+        assert found.endswith("under both") == both
+        solid, *_ = figure.axes[0].get_lines()
+        assert (solid.get_linestyle() == "--") == both  # as matplotlib calls all dashes
+    image = pixels(plots.bid_trajectories(pl.concat([mosaic, twin])))[150:-60]
+    seen = [
+        (np.abs(image - 255 * np.array(mpl.colors.to_rgb(plots.COLOURS[label]))).max(axis=2) < 3)
+        for label in ("mosaic", "vcg")
+    ]
+    assert 0.5 < seen[0].sum() / seen[1].sum() < 2
+
+
+@pytest.mark.parametrize("rounds", [2_000, 15_000])
+def test_rounds_below_narrow_panels_do_not_run_together(rounds):
+    frame = small_run.result().rounds.with_columns(pl.col("round") * (rounds // 60))
+    figure = view.narrowed(plots.market_over_rounds(frame))
+    pixels(figure)
+    renderer = figure.canvas.get_renderer()
+    for ax in figure.axes:
+        boxes = [label.get_window_extent(renderer) for label in drawn_ticks(ax.xaxis)]
+        assert len(boxes) > 1
+        assert all(b.x0 - a.x1 > 6 for a, b in pairwise(boxes))
+
+
+@pytest.mark.parametrize(
+    ("means", "told"),
+    [
+        ({"a": 0.7, "b": 0.7000001, "c": 0.7}, [("0.700", ["a", "c", "b"])]),
+        ({"a": 0.9, "b": 0.2, "c": 0.5, "d": 0.2}, [("0.200", ["b", "d"]), ("0.900", ["a"])]),
+        ({"a": 1.0}, [("1.00", ["a"])]),
+    ],
+)
+def test_ends_name_all_that_read_the_same(means, told):
+    assert plots.ends(means, number) == told
 
 
 def test_table_of_advertisers_agrees_with_the_frame():

@@ -13,8 +13,15 @@ import yaml
 
 from experiments import plots
 from experiments import run as running
+from experiments.measures import MEASURES
 from experiments.report import build, number, rebuild, render, replies_label
-from experiments.report.wording import listed, parameters, percent, pool_measures
+from experiments.report.wording import (
+    listed,
+    parameters,
+    percent,
+    pool_measures,
+    told_difference,
+)
 from experiments.samples import load_samples
 from mechanisms.errors import BadInput
 from mechanisms.pool import ReplyPool
@@ -110,6 +117,7 @@ def test_numbers_are_those_of_the_summary(page):
     assert f"{number(part['mean'])}<small>[{number(part['low'])},\u00a0" in page
     mean = small_run.result().summary["mosaic"]["welfare"]["mean"]
     assert re.search(f"welfare [^;]*{number(mean)} ", page)  # in a caption
+    assert page.count(MEASURES["welfare"].meaning) == 3  # of the summary, a figure and a table
 
 
 def test_the_page_is_made_again_of_its_folder_to_the_byte(folder, page, tmp_path):
@@ -332,6 +340,21 @@ def test_label_of_replies(manifest, label):
 )  # fmt: skip
 def test_numbers_have_three_figures(x, text):
     assert number(x) == text
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "text"),
+    [
+        (0.02, -0.01, 0.05, "0.0200 [−0.0100,\u00a00.0500]"),
+        (0.0005, -0.00002, 0.001, "0.0005 [−0.0000,\u00a00.0010]"),
+        (3e-5, -2e-5, 8e-5, "between −0.0002 and 0.0002"),
+        (-1e-6, -0.0123, 0.0121, "between −0.0124 and 0.0124"),
+        (0.0, 0.0, 0.0, "0 [0,\u00a00]"),
+        (3e-5, None, None, "<0.0001 [no interval from one]"),
+    ],
+)
+def test_differences_too_small_to_show_are_said_to_lie_in_a_range(mean, low, high, text):
+    assert told_difference({"mean": mean, "low": low, "high": high}) == text
 
 
 def test_words():

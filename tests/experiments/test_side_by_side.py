@@ -63,6 +63,7 @@ def test_the_page_says_what_differs_and_how_differences_were_made(page, folders)
     assert "Runs side by side: one, two and three" in text
     assert "Those of two are paired, replication by replication" in text
     assert "three are not paired, since the two differ in seed and replications: Welch" in text
+    assert "about one in twenty says “more” or “less” by chance alone" in text
     assert "Settings that differ (values below): seed, name, replications, mechanism" in text
     assert ">0.3</td>" in text and ">0.9</td>" in text  # tau
     assert text.count("data:image/png") == 2

@@ -22,7 +22,7 @@ PEOPLE = (("utility", 2.0, 1.0), ("value", 3.0, 1.5))
 NOISE = np.array([-0.02, 0.01, 0.03, -0.02])
 
 
-def market(totals, bids=None, gains=None, paid=None, **changes):
+def market(totals, bids=None, gains=None, paid=None, regret=None, **changes):
     """Records of a market in which nothing happens but what is given.
 
     Args:
@@ -30,6 +30,7 @@ def market(totals, bids=None, gains=None, paid=None, **changes):
             satisfaction 0.5.
         bids: by mechanism (R, T) multiples of truthful, of all advertisers; default truthful.
         gains: by mechanism (R,) what all together could gain of the value they attain.
+        regret: the same of what was played.
         paid: by mechanism the payments of value maximizers per unit of value, default 0.5.
     """
     rounds, people, could = [], [], []
@@ -55,11 +56,15 @@ def market(totals, bids=None, gains=None, paid=None, **changes):
                     }
                 )  # fmt: skip
         for r, i in np.ndindex(R, len(PEOPLE)):
-            lost = 0.0 if gains is None else np.broadcast_to(gains[label], R)[r]
+            lost, missed = (
+                0.0 if each is None else float(np.broadcast_to(each[label], R)[r])
+                for each in (gains, regret)
+            )
             could.append(
                 {
                     "mechanism": label, "replication": r, "advertiser": i, "value": 1.0,
-                    "gain": float(lost), "owed": 0.0,
+                    "gain": lost, "owed": 0.0, "played_value": 1.0, "played_gain": missed,
+                    "played_owed": 0.0,
                 }
             )  # fmt: skip
     replications = len(next(iter(totals.values())))
@@ -90,7 +95,10 @@ def test_the_winner_is_named_with_its_paired_lead():
     interval = f"[{number(lead.mean() - reach)}, {number(lead.mean() + reach)}]"
     assert won.startswith(f"a earns more revenue: 0.300 money per request, 0.100 {interval} (50 %)")
     assert "Welfare is greater under a: 1.30" in won
-    assert "No difference in user satisfaction shows between a, with 0.500 of 1, and b" in won
+    assert (
+        "No difference in user satisfaction shows between a, with 0.500 on a scale of 0 to 1, and b"
+        in won
+    )
     assert "a less b is 0 [0, 0]" in won
 
 
@@ -169,8 +177,6 @@ def of_learners(*names):
     ("learners", "kind", "words"),
     [
         (("best-response", "pacing"), "swinging", "No under a: bids do not come to rest (within"),
-        (("hedge", "hedge"), "drawn", "Not to be told under a: mean bids rest (mean bids moved"),
-        (("pacing", "hedge"), "drawn", "not what they could gain against the mixtures"),
         ((), "swinging", "bids swing by 140 % [140, 140] of truthful"),
     ],
 )
@@ -183,6 +189,23 @@ def test_bids_that_alternate_are_not_at_rest_though_the_means_of_quarters_are(
     assert words in text and "Yes" not in text
     few = run.advertisers.filter(pl.col("round") < 5)  # the last quarter is one round
     assert spread(few)["mean"] == pytest.approx(1.4)
+
+
+@pytest.mark.parametrize(
+    ("regret", "kind", "words"),
+    [
+        (NONE, "drawn", "Yes under a, in what is played: mean bids rest (mean bids moved by 0 %"),
+        (SOME, "regretted", "would have gained all advertisers together 5.00 % [5.00, 5.00] of"),
+        (wide(EXPLOITABILITY), "unsure", "Not to be told under a: mean bids rest (mean bids"),
+        (np.full(4, np.inf), "nothing", "Nobody attains any value under a"),
+    ],
+)
+def test_bids_drawn_at_random_are_judged_by_what_was_played(regret, kind, words):
+    learners = of_learners("pacing", "hedge")
+    run = market({"a": 0.3 + NOISE}, {"a": ALTERNATING}, regret={"a": regret}, scenario=learners)
+    assert summary.answer(run, "a") == kind
+    text = told(run)["Is it an equilibrium?"]
+    assert words in text and ("coarse correlated" in text) == (kind == "drawn")
 
 
 def test_who_draws_the_same_bid_every_time_is_at_rest():
@@ -204,8 +227,8 @@ def test_replications_in_which_gains_are_infinite_are_counted():
     run = market(totals, gains=lost)
     text = told(run)["Is it an equilibrium?"]
     assert "in 2 of 4 replications under a and 1 of 4 replications under b" in text
-    last = list(rows(run))[-1]
-    assert last.name == "Exploitability" and "without replications in which none is" in last.unit
+    last = next(row for row in rows(run) if row.name == "Exploitability")
+    assert "without replications in which none is" in last.unit
 
 
 def test_answers_are_given_by_mechanism():

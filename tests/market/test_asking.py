@@ -11,7 +11,7 @@ from market.catalog import Catalog
 from market.environment import LazyEngine, make_pool, make_requests, pool_folder
 from market.scenario import Scenario
 from mechanisms.errors import BadInput
-from tests.agents.test_judge import Scripted
+from tests.agents.scripted import Scripted
 from tests.tiny_llm import HashEncoder
 
 
@@ -97,6 +97,6 @@ def test_too_few_questions(tiny_llm, cache):
 
 
 def test_synthetic_replies_answer_no_questions(tiny_llm):
-    with pytest.raises(BadInput, match=r"requests\.source is generated, but synthetic replies"):
+    with pytest.raises(BadInput, match=r"requests\.source: is generated, but synthetic replies"):
         market(tiny_llm, replies={"source": "synthetic"})
     assert Scenario.from_dict({}).requests.source == "catalog"

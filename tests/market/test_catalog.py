@@ -259,7 +259,7 @@ def test_file_that_is_not_utf8(folder):
 @pytest.mark.parametrize("name", ["ads.jsonl", "queries.jsonl"])
 def test_empty_catalog(folder, name):
     write(folder, name)
-    assert "empty" in refusal(Catalog.from_folder, folder)
+    assert "has no" in refusal(Catalog.from_folder, folder)
 
 
 def test_duplicate_ids(folder):
@@ -391,7 +391,7 @@ def test_gem_bench_format(small_gem_bench):
 @pytest.mark.parametrize(
     ("name", "text", "where"),
     [
-        ("products.tsv", "product_id\ttitle\n1\tBed", 'column "description", in .*line 1'),
+        ("products.tsv", "product_id\ttitle\n1\tBed", "line 1: lacks column 'description'"),
         ("queries.tsv", "query_id\tquery_text\n5", "queries.tsv line 2"),
         ("relevance.tsv", "query_id\tproduct_id\trelevant\n5\t7\tyes", "Query-5"),
         ("prompts.jsonl", '{"prompt": "Hi"}', "category"),

@@ -10,7 +10,7 @@ from market.model import MarketModel
 from mechanisms.base import Mechanism, Outcome
 from mechanisms.errors import BadInput
 from mechanisms.mosaic import Mosaic
-from tests.market.test_checkpoint import market
+from tests.market.stopping import market
 
 AT = 7
 

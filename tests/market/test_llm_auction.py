@@ -242,12 +242,12 @@ def test_a_pool_is_told_from_others_by_all_that_its_ad_llm_is_and_reads(
 
 
 def test_refuses(tiny_llm):
-    with pytest.raises(BadInput, match=r"replies\.ad_llm is for generation auction, not guided"):
+    with pytest.raises(BadInput, match=r"replies\.ad_llm: is for generation auction, not guided"):
         scenario(tiny_llm, "x", replies={"ad_llm": "x"})
     with pytest.raises(BadInput, match="llm-auction needs replies by an LLM"):
         scenario(tiny_llm, "x", replies={"source": "synthetic"})
     for kind in ("user-llm", "content"):
-        with pytest.raises(BadInput, match=f"users {kind} read replies, and synthetic ones have"):
+        with pytest.raises(BadInput, match=f"users: {kind} read replies, and synthetic ones have"):
             Scenario.from_dict({"replies": {"source": "synthetic"}, "users": kind})
     assert Scenario.from_dict({"users": "content"}).users.kind == "content"
     assert Scenario.from_dict({}).users.kind == "behavioural"

@@ -1,5 +1,7 @@
 """Scenarios: what is read, what is refused, and in how many words."""
 
+import copy
+
 import pytest
 import yaml
 
@@ -46,143 +48,220 @@ def test_values_are_drawn_from_the_environment_seed_alone():
     assert all(1 <= s.value <= 2 for s in one.advertisers if s.objective == "utility")
 
 
-def changed(**changes):
-    return yaml.safe_dump({**SMALL, **changes})
+def someone(**changes):
+    """A population whose second group is changed."""
+    group = {"objective": "value", "count": 2, **changes}
+    return {"population": [SMALL["population"][0], group]}
+
+
+def learner(name, **parameters):
+    return someone(learner={"name": name, "parameters": parameters})
+
+
+def mechanism(name, **parameters):
+    return {"mechanism": {"name": name, "parameters": parameters}}
 
 
 BAD = {
-    "unknown key": (changed(colour="red"), "colour: unknown key"),
-    "unknown nested key": (changed(requests={"querys": 3}), "requests.querys: unknown key"),
-    "negative value": (
-        changed(population=[{"objective": "utility", "count": 1, "value": -1}]),
-        "greater than 0",
+    "unknown key": ({"colour": "red"}, "colour: unknown key; there are name, rounds, "),
+    "unknown nested key": (
+        {"requests": {"querys": 3}},
+        "requests.querys: unknown key; did you mean 'queries'?",
     ),
-    "NaN value": (
-        changed(population=[{"objective": "utility", "count": 1, "value": float("nan")}]),
-        "population.0.value",
+    "a parameter beside the name": (
+        {"mechanism": {"name": "mosaic", "tau": 0.1}},
+        "mechanism.tau: unknown key; there are name, parameters",
     ),
-    "no population": (changed(population=[]), "population"),
-    "unknown mechanism": (changed(mechanism="lottery"), "lottery"),
+    "a key that is no word": ({7: 1}, "7: unknown key"),
+    "negative value": (someone(value=-1), "population.1.value: input should be greater than 0"),
+    "negative end of a range": (someone(value=[1, -1]), "population.1.value.1: input should be"),
+    "words for a range": (someone(value="high"), "population.1.value: give a number, or a range"),
+    "three ends": (someone(value=[1, 2, 3]), "population.1.value: give a number, or a range"),
+    "range upside down": (someone(target_roi=[2, 1]), "population.1.target_roi: has range [2.0, 1"),
+    "NaN value": (someone(value=float("nan")), "population.1.value: input should be a finite"),
+    "no population": ({"population": []}, "population: give at least one; got []"),
+    "a section left blank": ({"requests": None}, "requests: give keys and values; got nothing"),
+    "unknown mechanism": (mechanism("mozaic"), "mechanism: no mechanism 'mozaic'; did you mean 'm"),
+    "unknown mechanism in short": (
+        {"mechanism": "lottery"},
+        "mechanism: no mechanism 'lottery'; t",
+    ),
+    "unknown mechanism beside": ({"beside": ["vcg", "gps"]}, "beside.1: no mechanism 'gps'; did y"),
     "unknown mechanism parameter": (
-        changed(mechanism={"name": "mosaic", "parameters": {"temperature": 1}}),
-        "temperature",
+        mechanism("mosaic", temperature=1),
+        "mechanism: mosaic has no parameter 'temperature'; it has tau, ",
     ),
-    "NaN tau": (
-        changed(mechanism={"name": "mosaic", "parameters": {"tau": float("nan")}}),
-        "tau",
+    "a parameter left out": (
+        {"mechanism": "mosaic"},
+        "mechanism: mosaic needs parameter 'tau'; in a scenario, write {name: mosaic, parameters: ",
+    ),
+    "NaN tau": (mechanism("mosaic", tau=float("nan")), "mechanism: tau is nan; give a finite"),
+    "same mechanism twice": (
+        {**mechanism("gsp"), "beside": ["vcg", "gsp"]},
+        "beside.1: gsp is listed twice",
     ),
     "unknown learner": (
-        changed(population=[{"objective": "utility", "count": 4, "learner": "oracle"}]),
-        "oracle",
+        learner("hegde"),
+        "population.1.learner: unknown learner 'hegde'; did you mean 'hedge'?",
     ),
-    "words for a learner's number": (
-        changed(
-            population=[
-                {
-                    "objective": "utility",
-                    "count": 4,
-                    "learner": {"name": "hedge", "parameters": {"grid_size": "abc"}},
-                }
-            ]
-        ),
-        "learner hedge: bad parameters {'grid_size': 'abc'}",
-    ),
-    "infinity for a learner's number": (
-        changed(
-            population=[
-                {
-                    "objective": "utility",
-                    "count": 4,
-                    "learner": {"name": "hedge", "parameters": {"grid_size": float("inf")}},
-                }
-            ]
-        ),
-        "learner hedge: bad parameters {'grid_size': inf}",
+    "unknown learner parameter": (
+        learner("hedge", gridsize=3),
+        "population.1.learner: learner hedge has no parameter 'gridsize'; did you mean 'grid_s",
     ),
     "a learner's number out of range": (
-        changed(
-            population=[
-                {
-                    "objective": "value",
-                    "count": 4,
-                    "learner": {"name": "pacing", "parameters": {"step": -1}},
-                }
-            ]
-        ),
-        "pacing: step must be positive",
+        learner("pacing", step=-1),
+        "population.1.learner: step is -1; give a finite number > 0",
     ),
     "target ROI of utility maximizers": (
-        changed(population=[{"objective": "utility", "count": 4, "target_roi": 1.5}]),
-        "target_roi is given for utility maximizers",
+        someone(objective="utility", target_roi=1.5),
+        "population.1.target_roi: is given to utility maximizers",
     ),
-    "unknown objective": (
-        changed(population=[{"objective": "fame", "count": 4}]),
-        "population.0.objective",
+    "unknown objective": (someone(objective="fame"), "population.1.objective: input should be 'u"),
+    "no objective": ({"population": [{"count": 4}]}, "population.0.objective: is missing; add it"),
+    "unknown users": ({"users": "robots"}, "users: input should be 'behavioural', 'user-llm' or"),
+    "users who would have nothing to read": ({"users": "content"}, "users: content read replies"),
+    "questions that nobody answers": (
+        {"requests": {"source": "generated"}},
+        "requests.source: is generated",
     ),
-    "zero replies": (changed(replies={"per_request": 0}), "replies.per_request"),
-    "zero ads": (changed(requests={"ads": 0}), "requests.ads"),
-    "more ads than advertisers": (changed(requests={"ads": 9}), "requests.ads is 9"),
-    "range upside down": (
-        changed(population=[{"objective": "utility", "count": 4, "value": [2, 1]}]),
-        "lower end first",
+    "zero replies": ({"replies": {"per_request": 0}}, "replies.per_request: input should be gr"),
+    "zero ads": ({"requests": {"ads": 0}}, "requests.ads: input should be greater"),
+    "more ads than advertisers": (
+        {"requests": {"ads": 9}},
+        "requests.ads: is 9 but the population",
     ),
-    "same mechanism twice": (
-        changed(mechanism={"name": "gsp"}, beside=["gsp"]),
-        "listed twice",
-    ),
-    "a seed of two words": (changed(environment_seed=2**32), "environment_seed"),
+    "a seed of two words": ({"environment_seed": 2**32}, "environment_seed: input should be less"),
+    "a name with a blank": ({"name": "my market"}, "name: use letters A-Z a-z, digits and _ . -;"),
     "no server for its engine": (
-        changed(replies={"engine": "openai"}),
-        "give its address in replies.server",
+        {"replies": {"engine": "openai"}},
+        "replies.server: is missing, and engine openai needs one; give its address",
     ),
     "a server for another engine": (
-        changed(replies={"server": "http://127.0.0.1:8000"}),
-        "replies.server is for engine openai",
+        {"replies": {"server": "http://127.0.0.1:8000"}},
+        "replies.server: is for engine openai, not transformers",
     ),
-    "unknown way of writing": (changed(replies={"generation": "magic"}), "replies.generation"),
+    "unknown way of writing": ({"replies": {"generation": "magic"}}, "replies.generation: input "),
     "a token auction without an LLM": (
-        changed(mechanism="token", replies={"source": "synthetic"}),
-        "token needs replies by an LLM",
+        {"mechanism": "token"},
+        "replies.source: is synthetic, but token needs replies by an LLM",
     ),
     "a token auction on a server": (
-        changed(mechanism="token", replies={"engine": "vllm"}),
-        "set replies.engine to transformers",
+        {"mechanism": "token", "replies": {"engine": "vllm"}},
+        "replies.engine: is vllm, which gives no whole distributions to token; set it to transf",
     ),
     "a mechanism on another's replies": (
-        changed(mechanism="vcg", replies={"generation": "auction"}),
-        "vcg cannot trade on replies written by auction",
+        {"mechanism": "vcg", "replies": {"generation": "auction"}},
+        "replies.generation: is auction, and vcg cannot trade on such replies",
     ),
     "log-ratios that nobody scored": (
-        changed(mechanism={"name": "mosaic", "parameters": {"tau": 1, "reward": "log-ratio"}}),
-        "replies.log_ratios: true",
+        {**mechanism("mosaic", tau=1, reward="log-ratio"), "replies": {}},
+        "replies.log_ratios: is false, but mosaic has reward log-ratio; set it to true",
     ),
-    "a list, not keys": ("- 1\n- 2\n", "holds a list"),
-    "broken YAML": ("rounds: [1,\n", "not valid YAML"),
-    "words for a number": (changed(rounds="many"), "rounds"),
+    "log-ratios of synthetic replies": (
+        mechanism("mosaic", tau=1, reward="log-ratio"),
+        "replies.source: is synthetic, but mosaic with reward log-ratio needs",
+    ),
+    "words for a number": ({"rounds": "many"}, "rounds: input should be a valid integer"),
+    "an unknown key of training": (
+        {"training": {"irpo": {"epoch": 2}}},
+        "training.irpo.epoch: unknown key; did you mean 'epochs'?",
+    ),
+    "a list, not keys": ("- 1\n- 2\n", "holds a list; give keys and values"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_scenarios_are_refused_in_one_line_that_names_file_and_key(tmp_path, case):
-    text, expected = BAD[case]
+def test_bad_scenarios_are_refused_in_one_line_that_begins_with_file_and_key(tmp_path, case):
+    given, expected = BAD[case]
+    text = given if isinstance(given, str) else yaml.safe_dump({**SMALL, **given})
     path = written(tmp_path, text)
     with pytest.raises(BadInput) as caught:
         Scenario.from_yaml(path)
-    message = str(caught.value)
-    assert expected in message
-    assert str(path) in message
-    assert "\n" not in message
+    assert str(caught.value).startswith(f"{path}: {expected}")
+    assert "\n" not in str(caught.value)
 
 
-def test_bad_values_in_a_dictionary_are_refused_in_one_line():
-    group = {**SMALL["population"][0], "learner": {"name": "hedge", "parameters": {}}}
-    for wrong in ("abc", "1\n2", None, [3], {}, float("nan"), float("inf"), 1, -4, True):
-        group["learner"]["parameters"] = {"grid_size": wrong}
-        with pytest.raises(BadInput, match=r"^scenario: .*hedge.*grid_size") as caught:
-            Scenario.from_dict({**SMALL, "population": [group, SMALL["population"][1]]})
-        assert "\n" not in str(caught.value)
+def test_broken_yaml_is_refused_with_its_line(tmp_path):
+    path = written(tmp_path, "rounds: [1,\n")
+    with pytest.raises(BadInput, match=r"market\.yaml, line 2: not valid YAML"):
+        Scenario.from_yaml(path)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n", "{}", "null"])
+def test_a_file_that_says_nothing_is_refused(tmp_path, text):
+    path = written(tmp_path, text)
+    with pytest.raises(BadInput) as caught:
+        Scenario.from_yaml(path)
+    assert str(caught.value).startswith(f"{path}: is empty; ")
+    assert "default" in str(caught.value)
+    assert Scenario.from_dict({}) == Scenario()  # whoever writes Python knows what they leave out
+
+
+def places(given, here=()):
+    """Where there is anything in a document."""
+    for key, part in given.items() if isinstance(given, dict) else enumerate(given):
+        yield (*here, key)
+        if isinstance(part, dict | list):
+            yield from places(part, (*here, key))
+
+
+RESOLVED = Scenario.from_dict({**SMALL, "training": {}}).model_dump(mode="json")
+"""With every default written out."""
+
+
+def changed_at(place, change):
+    """That, after `change(holder, key)` of what holds the place."""
+    given = holder = copy.deepcopy(RESOLVED)
+    for key in place[:-1]:
+        holder = holder[key]
+    change(holder, place[-1])
+    return given
+
+
+def refusal(given) -> str:
+    with pytest.raises(BadInput) as caught:
+        Scenario.from_dict(given)
+    start, rest = str(caught.value).split(": ", 1)
+    assert start == "scenario" and "\n" not in rest
+    return rest
+
+
+WHOLE = list(places(RESOLVED))
+
+
+KEYS = [each for each in WHOLE if isinstance(each[-1], str) and "parameters" not in each[:-1]]
+
+
+@pytest.mark.parametrize("place", KEYS, ids=str)
+def test_any_misspelt_key_is_named_and_the_right_one_suggested(place):
+    def misspell(holder, key):
+        holder[key[:-1]] = holder.pop(key)
+
+    wrong = ".".join(map(str, place))[:-1]
+    assert refusal(changed_at(place, misspell)).startswith(f"{wrong}: unknown key; did you mean '")
+
+
+@pytest.mark.parametrize("place", WHOLE, ids=str)
+@pytest.mark.parametrize("wrong", [[[]], {"a": 1}], ids=["list", "keys"])
+def test_any_wrong_value_is_named_by_a_key_that_was_written(place, wrong):
+    def spoil(holder, key):
+        holder[key] = wrong
+
+    key = refusal(changed_at(place, spoil)).split(": ", 1)[0]
+    key = key.removesuffix(".a").removesuffix(".0")  # what is wrong may be within the wrong value
+    assert f"{'.'.join(map(str, place))}.".startswith(f"{key}.")
 
 
 def test_missing_scenario_names_the_bundled_ones():
-    with pytest.raises(BadInput, match=r"no such scenario file.*default"):
+    with pytest.raises(BadInput, match=r"^no-such-market: no such scenario file.*default"):
         Scenario.from_yaml("no-such-market")
+    with pytest.raises(BadInput, match=r"^sythetic: no such .*; did you mean 'synthetic'\?$"):
+        Scenario.from_yaml("sythetic")
+
+
+def test_a_folder_of_its_name_hides_no_bundled_scenario(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "synthetic").mkdir()
+    assert Scenario.from_yaml("synthetic").name == "synthetic"
+    with pytest.raises(BadInput, match="is a folder; give a scenario file"):
+        Scenario.from_yaml(tmp_path / "synthetic")

@@ -36,12 +36,13 @@ def test_names():
     ("name", "parameters", "message"),
     [
         (
-            "mozaic",
+            "lottery",
             {},
-            "no mechanism 'mozaic'; there are mosaic, llm-auction, llm-auction-ideal, iamfm",
+            "no mechanism 'lottery'; there are mosaic, llm-auction, llm-auction-ideal, iamfm",
         ),
-        ("mosaic", {"tua": 1}, "mosaic has no parameter 'tua'; it has tau, offset, settlement"),
-        ("mosaic", {}, "mosaic needs parameter 'tau'"),
+        ("mozaic", {}, r"no mechanism 'mozaic'; did you mean 'mosaic'\?"),
+        ("mosaic", {"tua": 1}, r"mosaic has no parameter 'tua'; did you mean 'tau'\?"),
+        ("mosaic", {}, "mosaic needs parameter 'tau'; in a scenario, write {name: mosaic, p"),
         ("llm-auction", {"ad_llm": 3}, "ad_llm is 3; give the name of a bundled Ad-LLM, or"),
         ("llm-auction", {"estimate": "guess"}, "estimate is 'guess'; give one of 'surface'"),
         ("llm-auction", {"bandwidth": 0}, "bandwidth is 0; give a finite number > 0"),
