@@ -39,6 +39,11 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from tqdm import tqdm
 
+import agents
+import experiments
+import market
+import mechanisms
+from market.checkpoint import source_digest
 from mechanisms.errors import BadInput
 
 LOG = logging.getLogger(__name__)
@@ -49,7 +54,6 @@ Executor = Literal["serial", "processes", "ray"]
 ONE_THREAD = {
     f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA", "POLARS_MAX")
 }
-PACKAGES = ("agents", "experiments", "market", "mechanisms")
 DEATHS = 3
 """Workers that may die over a job: it is given up with the last of them."""
 
@@ -371,11 +375,7 @@ def _attempt_here(job: Job) -> Attempt:
 @cache
 def _sources() -> str:
     """Hash of the program: what another version of it has found is not taken over."""
-    root, digest = Path(__file__).parents[1], hashlib.sha256()
-    for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
+    return source_digest(agents, experiments, market, mechanisms)
 
 
 def _words(job: Job) -> str:

@@ -25,6 +25,7 @@ from experiments.report.wording import (
     model_name,
     number,
     parameters,
+    percent,
     told,
     told_difference,
     told_percent,
@@ -154,7 +155,7 @@ ANSWERS = {
     "advertisers together could gain {gain}.",
     "drawn": "Yes under {who}, in what is played: mean bids rest ({moved}), while each round's are "
     "drawn ({swung}); in place of theirs, one bid each in all rounds would have gained all "
-    "advertisers together {regret}. That is a coarse correlated equilibrium.",
+    "advertisers together {regret}. To within {limit} that is a coarse correlated equilibrium.",
     "regretted": "No under {who}: mean bids rest ({moved}), while each round's are drawn "
     "({swung}); in place of theirs, one bid each in all rounds would have gained all "
     "advertisers together {regret}.",
@@ -196,6 +197,7 @@ def settled(run: Records) -> str:
                 gain=_by_mechanism(run.exploitability, who, "of the value they attain"),
                 regret=_by_mechanism(run.regret, who, "of the value they attain"),
                 lost=_lost(run, who),
+                limit=percent(EXPLOITABILITY),
             )
             found.append(words)
     return " ".join(found)
