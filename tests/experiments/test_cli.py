@@ -333,3 +333,9 @@ def test_edges_that_work(monkeypatch, capsys, tmp_path, change):
     path.write_text(yaml.safe_dump({**SCENARIO, **change}))
     code, _, err = admarket(monkeypatch, capsys, "run", path, "--out", tmp_path / "results")
     assert code == 0, err
+
+
+def test_no_command_waits_for_torch_before_it_needs_it():
+    code = "import sys, experiments.cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
