@@ -27,6 +27,7 @@ from dataclasses import is_dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -295,17 +296,23 @@ def belongs_to(model: MarketModel) -> dict[str, Any]:
 @cache
 def made_with() -> dict[str, str]:
     """What code a run's bytes depend on: versions, and a digest of our own source."""
-    source = hashlib.sha256()
-    for package in (agents, market, mechanisms):
-        home = Path(package.__file__).parent
-        for path in sorted(home.rglob("*.py")):
-            source.update(f"{path.relative_to(home)}\n".encode() + path.read_bytes())
     return {
         "python": platform.python_version(),
         "kernel": kernel(),
         **{f"version of {name}": _version(name) for name in _VERSIONS},
-        "source code of admarket": source.hexdigest(),
+        "source code of admarket": source_digest(agents, market, mechanisms),
     }
+
+
+def source_digest(*packages: ModuleType) -> str:
+    """SHA-256 of the Python files of `packages`, as they are on the disk now."""
+    digest = hashlib.sha256()
+    for package in packages:
+        (home,) = map(Path, package.__path__)
+        for path in sorted(home.rglob("*.py")):
+            name = path.relative_to(home.parent).as_posix()
+            digest.update(f"{name} {_digest(path.read_bytes())}\n".encode())
+    return digest.hexdigest()
 
 
 class _Damaged(Exception):

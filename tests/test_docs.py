@@ -27,6 +27,8 @@ RUN_ELSEWHERE = {
     "learners.md",
 }
 
+CONTINUES = "# in the same file"
+
 
 def blocks(page, language):
     text = page.read_text(encoding="utf-8")
@@ -34,12 +36,18 @@ def blocks(page, language):
 
 
 def executed(name):
-    """The namespace that all Python on a page leaves behind, and what it printed."""
-    namespace, said = {"__name__": "page"}, io.StringIO()
+    """The names that all Python on a page leaves behind, and what it printed.
+
+    Every block is pasted into a file of its own, but for those that say `CONTINUES`.
+    """
+    left, said, file = {}, io.StringIO(), {}
     with contextlib.redirect_stdout(said):
         for number, code in enumerate(blocks(ROOT / "docs" / name, "python")):
-            exec(compile(code, f"docs/{name}, block {number}", "exec"), namespace)
-    return namespace, said.getvalue()
+            if not code.startswith(CONTINUES):
+                file = {"__name__": "page"}
+            exec(compile(code, f"docs/{name}, block {number}", "exec"), file)
+            left |= file
+    return left, said.getvalue()
 
 
 @pytest.fixture(autouse=True)

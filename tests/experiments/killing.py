@@ -1,9 +1,12 @@
 """Kills runs with SIGKILL at random moments and goes on with them; prints what came of each.
 
-    python -m tests.experiments.killing SCENARIO FOLDER KILLS SEED [bare]
+    python -m tests.experiments.killing SCENARIO FOLDER KILLS SEED [bare] [live]
 
 It imports the program once and forks a process for every run, each of which is what `admarket run`
-is. `bare` leaves out figures and report, which take most of the time of a small run.
+is. `bare` leaves out figures and report, which take most of the time of a small run. `live` is for
+scenarios whose replies an LLM writes live: every run records in a cache of its own, and rounds are
+several batches. The first three runs are killed amid a later round of one market each, the others
+at any moment from their very beginning.
 """
 
 from __future__ import annotations
@@ -16,14 +19,17 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiments import run as running
 from experiments.cli import main
 from experiments.unfinished import folder_of
-from market import checkpoint
+from market import checkpoint, environment
+from mechanisms.llm.journal import HEADER
 
 LOOK = os.WEXITED | os.WNOHANG | os.WNOWAIT
+TRIES = 5
 
 COMPARED = (
     "rounds.parquet", "advertisers.parquet", "best_responses.parquet", "plans.parquet",
@@ -37,18 +43,32 @@ def bare(finished, folder):
     finished.result.save(folder)
     if finished.plans is not None:
         finished.plans.write_parquet(folder / "plans.parquet")
+    if finished.live is not None:
+        finished.live.write_parquet(folder / "live_replies.parquet")
     (folder / "scenario.yaml").write_text(finished.scenario.to_yaml())
     (folder / "manifest.json").write_text(json.dumps({"seed": finished.seed}))
     (folder / "report.html").write_text("done")
 
 
-def begin(log, *arguments):
+def small_world():
+    """No text encoder, and engines that decode 24 replies at once; torch is there for all forks."""
+    from mechanisms.llm.transformers_engine import TransformersEngine
+    from tests.tiny_llm import HashEncoder
+
+    environment.TextEncoder = HashEncoder
+    environment.make_engine = lambda _, *, server, **options: TransformersEngine(
+        batch_rows=24, **options
+    )
+
+
+def begin(log, cache, *arguments):
     """A process that runs `admarket ARGUMENTS`, its output appended to `log`."""
     child = os.fork()
     if child:
         return child
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
     os.dup2(1, 2)
+    os.environ["ADMARKET_CACHE"] = str(cache)
     sys.argv = ["admarket", *map(str, arguments)]
     code = 1
     try:
@@ -73,49 +93,99 @@ def digests(folder):
     }
 
 
-def seen(folder, pattern, child):
-    """Wait until there is such a file in `folder`, or the child has ended; when that was."""
-    while not any(folder.glob(pattern)) and os.waitid(os.P_PID, child, LOOK) is None:
+def amid(work):
+    """Markets that have kept something of a round which is in no checkpoint yet."""
+    journals = [path for path in work.glob("*/*journal") if path.stat().st_size > len(HEADER)]
+    return sorted({path.parent.name for path in journals})
+
+
+def until(there, child):
+    """Wait until it is so, or the child has ended; when that was."""
+    while not there() and os.waitid(os.P_PID, child, LOOK) is None:
         time.sleep(0.005)
     return time.perf_counter()
 
 
-def play(scenario, folder, kills, seed):
-    """An undisturbed run, then `kills` that are killed once each and gone on with."""
-    whole, log = folder / "whole", folder / "log"
-    options = ("--checkpoint-every", "0.01")
-    child = begin(log, "run", scenario, "--out", whole, *options)
-    begun = seen(folder_of(whole), "run.json", child)
-    code = ended(child)
-    took = time.perf_counter() - begun
-    yield {"code": code, "seconds": took, "files": digests(whole)}
-    moments = random.Random(seed)
-    for k in range(kills):
-        out, moment, killed = folder / f"killed-{k}", moments.uniform(0, took), 0
-        while killed == 0:  # once more, and sooner, where the run was faster than the first
-            shutil.rmtree(out, ignore_errors=True)
+@dataclass
+class Killer:
+    """Kills runs of `scenario` below `folder`, which last `took` seconds undisturbed."""
+
+    scenario: Path
+    folder: Path
+    live: bool
+    took: float = 0.0
+
+    def begin(self, out, *arguments):
+        """A process that runs into `out`, or goes on there."""
+        return begin(self.folder / "log", out.with_suffix(".cache"), "run", *arguments)
+
+    def begin_anew(self, out, every=0.01):
+        """A run with a checkpoint every so many seconds."""
+        return self.begin(out, self.scenario, "--out", out, "--checkpoint-every", every)
+
+    def undisturbed(self, out):
+        """A run that nobody kills."""
+        child = self.begin_anew(out)
+        begun = until(lambda: any(folder_of(out).glob("run.json")), child)
+        code = ended(child)
+        self.took = time.perf_counter() - begun
+        return {"code": code, "seconds": self.took, "files": digests(out)}
+
+    def aimed(self, k):
+        """Whether it is to be killed amid a round."""
+        return self.live and k < 3
+
+    def wait(self, child, work, k):
+        """Until it is where its delay begins."""
+        if self.aimed(k):  # behind a checkpoint, and then in a round that has got somewhere
+            until(lambda: any(work.glob(f"{k}-*/checkpoint*")), child)
+            time.sleep(0.05)  # meanwhile the journal begins anew
+            until(lambda: any(name.startswith(f"{k}-") for name in amid(work)), child)
+            return
+        # in one of four runs the first checkpoint may not have been written yet
+        pattern = "run.json" if self.live or k % 4 == 3 else "*/checkpoint*"
+        until(lambda: any(work.glob(pattern)), child)
+
+    def kill(self, out, k, part):
+        """The `k`-th run, killed when `part` of it is over; sooner if it has ended by then."""
+        work, delay = folder_of(out), 0 if self.aimed(k) else part * self.took
+        # several live rounds, which are longer, between checkpoints
+        every = 1 if self.live and not self.aimed(k) else 0.01
+        for _ in range(TRIES):
+            for left in (out, out.with_suffix(".cache")):
+                shutil.rmtree(left, ignore_errors=True)
             if k % 2:  # an earlier run in the same folder
-                shutil.copytree(whole, out)
-            child = begin(log, "run", scenario, "--out", out, *options)
-            # in one of four runs the first checkpoint may not have been written yet
-            seen(folder_of(out), "run.json" if k % 4 == 3 else "*/checkpoint*", child)
-            time.sleep(moment)
+                shutil.copytree(self.folder / "whole", out)
+            child = self.begin_anew(out, every)
+            self.wait(child, work, k)
+            time.sleep(delay)
             os.kill(child, signal.SIGKILL)
-            killed, moment = ended(child), moment / 2
-        kept = sorted(path.parent.name for path in folder_of(out).glob("*/checkpoint*"))
+            if code := ended(child):
+                break
+            delay /= 2
+        kept = sorted(path.parent.name for path in work.glob("*/checkpoint*"))
+        return {"after": delay, "killed": code, "kept": kept, "amid": amid(work)}
+
+    def go_on(self, out):
+        """What becomes of a run that was killed."""
         meanwhile = digests(out)
-        way = ("--resume", out) if folder_of(out).exists() else (scenario, "--out", out)
-        code = ended(begin(log, "run", *way))
-        left = [path.name for path in folder.iterdir() if path.name.startswith(f".{out.name}")]
-        yield {
-            "moment": 2 * moment / took,
-            "killed": killed,
-            "kept": kept,
-            "meanwhile": meanwhile,
-            "code": code,
-            "files": digests(out),
-            "left": [*left, *map(str, filter(Path.exists, [folder_of(out)]))],
-        }
+        way = ("--resume", out) if folder_of(out).exists() else (self.scenario, "--out", out)
+        code = ended(self.begin(out, *way))
+        left = [path.name for path in self.folder.iterdir() if path.name.startswith(f".{out.name}")]
+        left += map(str, filter(Path.exists, [folder_of(out)]))
+        return {"meanwhile": meanwhile, "code": code, "files": digests(out), "left": left}
+
+
+def play(scenario, folder, kills, seed, live=False):
+    """An undisturbed run, then `kills` that are killed once each and gone on with."""
+    killer, moments = Killer(scenario, folder, live), random.Random(seed)
+    whole = killer.undisturbed(folder / "whole")
+    yield whole
+    if whole["code"]:
+        return
+    for k in range(kills):
+        out = folder / f"killed-{k}"
+        yield {**killer.kill(out, k, moments.random()), **killer.go_on(out)}
 
 
 if __name__ == "__main__":
@@ -124,5 +194,8 @@ if __name__ == "__main__":
     checkpoint.made_with()  # once, of the code that was imported: it may be edited meanwhile
     if "bare" in sys.argv[5:]:
         running._fill = bare
-    for line in play(given, Path(where), int(kills), int(seed)):
+    live = "live" in sys.argv[5:]
+    if live:
+        small_world()
+    for line in play(given, Path(where), int(kills), int(seed), live):
         print(json.dumps(line), flush=True)

@@ -5,12 +5,18 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
+import agents
+import experiments
+import market
+import mechanisms
 from experiments import parallel
 from experiments.parallel import JobFailed, Kept, check_executor, run_all, stream
+from market.checkpoint import source_digest
 from mechanisms.errors import BadInput
 from tests.experiments import parallel_jobs as jobs
 
@@ -121,6 +127,24 @@ def test_what_is_kept_belongs_to_its_content_and_its_program(tmp_path, monkeypat
     assert [calls("pool 1"), calls("pool 1"), calls("pool 2"), calls("pool 2")] == [1, 1, 2, 2]
     monkeypatch.setattr(parallel, "_sources", lambda: "another version")
     assert calls("pool 2") == 3
+
+
+def test_a_program_is_another_as_soon_as_a_line_of_it_is(tmp_path):
+    home = tmp_path / "pack"
+    (home / "inner").mkdir(parents=True)
+    for name in ("__init__.py", "inner/one.py", "inner/two.py"):
+        (home / name).write_text("ONE = 1\n")
+    package = ModuleType("pack")
+    package.__path__ = [str(home)]
+    first = source_digest(package)
+    (home / "notes.txt").write_text("no program")
+    assert source_digest(package) == first
+    (home / "inner" / "two.py").write_text("ONE = 1\nTWO = 2\n")
+    second = source_digest(package)
+    (home / "inner" / "two.py").rename(home / "two.py")
+    assert len({first, second, source_digest(package)}) == 3
+    with_experiments = source_digest(agents, experiments, market, mechanisms)
+    assert parallel._sources() == with_experiments != source_digest(agents, market, mechanisms)
 
 
 @pytest.mark.parametrize("text", ['{"job": [1], "res', "", "[]", '{"job": [1]}', "\x80"])

@@ -1,12 +1,9 @@
-"""Runs that are killed, interrupted or cannot write go on, and end with the same bytes."""
+"""Runs that are interrupted or cannot write go on, and end with the same bytes."""
 
 import errno
-import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,17 +28,6 @@ def scenario(tmp_path):
     return path
 
 
-KILLED = {
-    **SCENARIO,
-    "rounds": 1500,
-    "population": [
-        {"objective": "utility", "count": 2, "learner": "hedge", "budget": 200},
-        {"objective": "utility", "count": 1, "learner": "exp3"},
-        {"objective": "value", "count": 2, "target_roi": [1, 1.5], "learner": "pacing"},
-    ],
-}
-
-
 def broken_move(patch, error):
     """Raise `error` where complete results are moved to their place."""
     move = os.replace
@@ -52,42 +38,6 @@ def broken_move(patch, error):
         return move(source, target)
 
     patch.setattr(os, "replace", moving)
-
-
-def kill(tmp_path, kills, *bare):
-    path = tmp_path / "killed.yaml"
-    path.write_text(yaml.safe_dump(KILLED))
-    options = (str(kills), "7", *bare)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.experiments.killing", path, tmp_path, *options],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    log = (tmp_path / "log").read_text()
-    assert done.returncode == 0, done.stderr + log
-    whole, *killed = map(json.loads, done.stdout.splitlines())
-    assert whole["code"] == 0 and len(killed) == kills, log
-    assert {"rounds.parquet", "advertisers.parquet", "summary.json"} <= set(whole["files"])
-    for k, each in enumerate(killed):
-        assert each["killed"] == -signal.SIGKILL and each["code"] == 0, log
-        assert each["files"] == whole["files"], each
-        # what was there before the kill is there after it, and nothing else
-        assert each["meanwhile"] in ([whole["files"]] if k % 2 else [{}, whole["files"]])
-        assert each["left"] == []
-    assert any(each["kept"] for each in killed)  # some were killed with something to go on from
-    return killed
-
-
-def test_kill_9(tmp_path):
-    kill(tmp_path, 2, "bare")
-
-
-@pytest.mark.slow
-def test_kill_9_at_twenty_moments(tmp_path):
-    killed = kill(tmp_path, 20)
-    arms = {name for each in killed for name in each["kept"]}
-    assert len(arms) == 3  # in all of the markets
 
 
 @pytest.fixture
