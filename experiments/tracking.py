@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def log_to_mlflow(folder: str | Path, tracking_uri: str, experiment: str = EXPER
         BadInput: MLflow is missing or cannot be reached, or the folder holds no finished run.
     """
     check_mlflow()
+    # its own default waits for minutes where no server answers; nothing is lost by saying so soon
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow.tracking import MlflowClient
 
     folder = Path(folder)

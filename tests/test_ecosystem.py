@@ -40,11 +40,11 @@ def place(tmp_path_factory):
     return folder
 
 
-def code(heading, language="python"):
-    """The page's code under a heading."""
+def code(heading):
+    """The page's Python under a heading."""
     section = re.split(r"^## ", PAGE, flags=re.MULTILINE)
     [part] = [each for each in section if each.startswith(heading)]
-    return re.findall(rf"```{language}\n(.*?)```", part, re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", part, re.DOTALL)
 
 
 def run(text, place, monkeypatch):
@@ -70,16 +70,6 @@ def test_results_load_in_one_line(place, monkeypatch, package):
 def test_the_examples_run_as_pasted(place, monkeypatch, heading):
     for text in code(heading):
         run(text, place, monkeypatch)
-
-
-def test_what_the_page_says_of_scenarios_is_a_scenario():
-    from market import Scenario
-
-    texts = code("LLMs", "yaml")
-    scenarios = [Scenario.from_dict(yaml.safe_load(text)) for text in texts]
-    assert [each.replies.engine for each in scenarios] == ["transformers", "openai"]
-    assert scenarios[0].replies.model.count("/") == 1  # a Hugging Face id
-    assert scenarios[1].replies.server.startswith("http://")
 
 
 def test_logged_to_mlflow(place, monkeypatch):
