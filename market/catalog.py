@@ -44,7 +44,7 @@ class Ad:
         _one_line_each(self)
         title = neutral_title(self.title)
         if not title:
-            raise BadInput(f"ad {self.id}: title {self.title!r:.30} is empty; add a word")
+            raise BadInput(f"ad {self.id:.60}: title {self.title!r:.30} is empty; add a word")
         object.__setattr__(self, "title", title)
         object.__setattr__(self, "text", neutral(self.text))
         object.__setattr__(self, "tagline", neutral_tagline(self.tagline))
@@ -73,7 +73,7 @@ class Query:
     def __post_init__(self) -> None:
         _one_line_each(self)
         if not self.text:
-            raise BadInput(f"query {self.id}: text is empty; write it or drop the query")
+            raise BadInput(f"query {self.id:.60}: text is empty; write it or drop the query")
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ class Catalog:
         _distinct("ad title", (ad.title for ad in self.ads))
         _distinct("user id", (user.id for user in self.users))
         queries = _distinct("query id", (query.id for query in self.queries))
-        for key, label in (self.relevance or {}).items():
-            if key[0] not in queries or key[1] not in ads or label not in (0, 1):
+        for (query, ad), label in (self.relevance or {}).items():
+            if query not in queries or ad not in ads or label not in (0, 1):
                 raise BadInput(
-                    f"the relevance of {key} is {label!r:.60}; "
+                    f"the relevance of ad {ad!r:.60} to query {query!r:.60} is {label!r:.60}; "
                     "give 0 or 1 to a query id and an ad id of the catalog"
                 )
 
@@ -129,11 +129,11 @@ class Catalog:
         ignored.
         """
         folder = Path(folder)
-        return cls(
-            ads=_records(folder / "ads.jsonl", Ad, "id", "title", "text", "category"),
-            users=_users(folder if (folder / "users.jsonl").exists() else _BUNDLED),
-            queries=_records(folder / "queries.jsonl", Query, "id", "text"),
-        )
+        ads = _records(folder / "ads.jsonl", Ad, "id", "title", "text", "category")
+        users = _users(folder if (folder / "users.jsonl").exists() else _BUNDLED)
+        queries = _records(folder / "queries.jsonl", Query, "id", "text")
+        with at(folder):
+            return cls(ads, users, queries)
 
     @classmethod
     def gem_bench(cls, folder: str | Path) -> Self:
@@ -180,7 +180,8 @@ class Catalog:
         for number, where, row in _objects(folder / "prompts.jsonl", "prompt", "category"):
             prompt = {"id": f"Prompt-{number}", "text": row["prompt"], "category": row["category"]}
             queries.append(_make(Query, prompt, where))
-        return cls(tuple(ads), _users(_BUNDLED), tuple(queries), relevance)
+        with at(folder):
+            return cls(tuple(ads), _users(_BUNDLED), tuple(queries), relevance)
 
     def select(
         self,

@@ -281,6 +281,9 @@ def test_relevance_must_name_catalog_entries_and_be_binary():
     assert Catalog(*parts, {("Query-1", "Ad-1"): 1}).relevance
     refusal(Catalog, *parts, {("Query-1", "Ad-9"): 1})
     refusal(Catalog, *parts, {("Query-1", "Ad-1"): 2})
+    with pytest.raises(BadInput, match="relevance of ad 'Ad-1' to query 'QQ") as refused:
+        Catalog(*parts, {("Q" * 4000, "Ad-1"): 1})
+    assert len(str(refused.value)) < 300
 
 
 # --- select and hash ---
