@@ -8,7 +8,8 @@ limits (`Mechanism.exact`). They are taken against two things, in each replicati
   a Nash equilibrium in fixed bids. A learner that mixes is judged at its mean, not at its mixture.
 - what was played in that quarter, in up to `ROUNDS` of its rounds: the regret of play, against
   others who draw their bids and change them. Where nobody has any, play is a coarse correlated
-  equilibrium. The best bid is chosen on the rounds it is judged on, which errs upwards.
+  equilibrium. Of a longer quarter these rounds are a sample, which errs both ways; that the best
+  bid is chosen on the rounds it is judged on errs upwards on average.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from market.result import interval
 from mechanisms.base import Mechanism
 from mechanisms.pool import ReplyPool
 
-ROUNDS = 32
+ROUNDS = 128
 """Most rounds of the last quarter, evenly spaced, that regret is measured on."""
 
 

@@ -63,6 +63,7 @@ MEASURES = {
     ),
     "roi_over_target": Measure("Value maximizers' ROI", "ROI / target ROI", "expected"),
     "movement": Measure("Mean bids moved", "third quarter to last, of truthful", share=True),
+    "swing": Measure("Bids swing", "within the last quarter, of truthful", share=True),
     "exploitability": Measure(
         "Exploitability", "gains by other fixed bids, of the value attained", share=True
     ),

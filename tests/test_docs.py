@@ -4,6 +4,8 @@ import contextlib
 import io
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,25 @@ def test_the_example_learner_learns_to_shade():
     first, last = page["first"], page["last"]
     assert last["expected_utility"].mean() > 1.5 * first["expected_utility"].mean() > 0
     assert 0.2 < (last["bid"] / last["value"]).mean() < 0.75
+
+
+def test_a_program_of_ones_own_knows_all_commands(tmp_path):
+    of_class, registration, _, at_the_end = blocks(ROOT / "docs" / "add-a-learner.md", "python")
+    (tmp_path / "mine.py").write_text("\n".join((of_class, registration, at_the_end)))
+    scenario = {
+        "rounds": 8,
+        "requests_per_round": 2,
+        "replications": 1,
+        "replies": {"source": "synthetic", "per_request": 4},
+        "requests": {"queries": 3, "ads": 2},
+        "population": [{"objective": "utility", "count": 2, "learner": "epsilon-greedy"}],
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(scenario))
+    done = subprocess.run(
+        [sys.executable, "mine.py", "run", "mine.yaml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["results/mine-seed0/report.html"]
 
 
 @pytest.mark.parametrize(

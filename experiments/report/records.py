@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from experiments.learned import exploitability
 from experiments.report.wording import PoolMeasures
 from experiments.samples import SampleReply, load_samples
-from experiments.tables import by_advertiser, by_replication, movement
+from experiments.tables import by_advertiser, by_replication, movement, spread
 from market.ledger import PER_ROUND
 from market.reading import read_yaml
 from market.result import summarise
@@ -228,6 +228,12 @@ class Records:
         return movement(self.advertisers)
 
     @cached_property
+    def swing(self) -> dict[str, dict[str, Any]]:
+        """How far bids swing within the last quarter, by mechanism (`experiments.tables`)."""
+        bids = pl.col("mechanism")
+        return {name: spread(self.advertisers.filter(bids == name)) for name in self.labels}
+
+    @cached_property
     def exploitability(self) -> dict[str, dict[str, Any]]:
         """What could be gained at the bids learned, by mechanism; empty where it was not kept."""
         return {} if self.gains is None else exploitability(self.gains)
@@ -236,6 +242,17 @@ class Records:
     def regret(self) -> dict[str, dict[str, Any]]:
         """What one bid in all rounds would have gained, by mechanism; empty as above."""
         return {} if self.gains is None else exploitability(self.gains, of="play")
+
+    @property
+    def groups(self) -> list[Mapping[str, Any]]:
+        """The scenario's groups of advertisers."""
+        given = self.scenario.get("population") or []
+        return [group for group in given if isinstance(group, Mapping)]
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether some advertisers have one."""
+        return any(group.get("budget") for group in self.groups)
 
     def relabelled(self, names: Mapping[str, str]) -> Records:
         """The same with its mechanisms called otherwise, to stand beside other runs."""

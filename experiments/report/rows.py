@@ -83,12 +83,13 @@ def rows(run: Records) -> Iterator[Row]:
     value_maximizers = (part["objectives"].get("value", {}) for part in parts.values())
     yield from _row("roi_over_target", (each.get("roi_over_target") for each in value_maximizers))
     yield from _row("movement", (run.movement[label] for label in parts))
+    yield from _row("swing", (run.swing[label] for label in parts))
     for name, found in (("exploitability", run.exploitability), ("regret", run.regret)):
-        some_lost = any(each["infinite"] for each in found.values())
+        besides = ["budgets left out"] * run.has_budgets
+        if any(each["infinite"] for each in found.values()):
+            besides.append("without replications in which none is")
         yield from _row(
-            name,
-            (found.get(label) for label in parts),
-            "; without replications in which none is" if some_lost else "",
+            name, (found.get(label) for label in parts), "".join(f"; {part}" for part in besides)
         )
 
 

@@ -8,29 +8,26 @@ correction for looking at several.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from agents.learners.base import Learner
-from agents.learners.registry import LEARNERS
-from experiments.equilibrium.diagnosis import EXPLOITABILITY, MOVEMENT
 from experiments.measures import MEASURES, OBJECTIVES
 from experiments.report.records import Records
 from experiments.report.rows import Cell, bid_cell, paid_share, unsettled
+from experiments.report.settled import settled
 from experiments.report.wording import (
     listed,
     model_name,
     number,
     parameters,
-    percent,
     told,
     told_difference,
     told_percent,
 )
-from experiments.tables import difference, spread
+from experiments.tables import difference
 from mechanisms.pool import Floats
 
 SMALL = 2e9
@@ -146,128 +143,6 @@ def bids(run: Records) -> str:
     return " ".join(parts)
 
 
-ANSWERS = {
-    "yes": "Yes under {who}, as far as a search for better fixed bids finds: bids have come to "
-    "rest ({moved}; {swung}), and at mean bids all advertisers together could gain {gain}.",
-    "moving": "No under {who}: bids are still moving ({moved}); at mean bids all advertisers "
-    "together could gain {gain}.",
-    "swinging": "No under {who}: bids do not come to rest ({swung}; {moved}); at mean bids all "
-    "advertisers together could gain {gain}.",
-    "drawn": "Yes under {who}, in what is played: mean bids rest ({moved}), while each round's are "
-    "drawn ({swung}); in place of theirs, one bid each in all rounds would have gained all "
-    "advertisers together {regret}. To within {limit} that is a coarse correlated equilibrium.",
-    "regretted": "No under {who}: mean bids rest ({moved}), while each round's are drawn "
-    "({swung}); in place of theirs, one bid each in all rounds would have gained all "
-    "advertisers together {regret}.",
-    "unsure": "Not to be told under {who}: mean bids rest ({moved}), while each round's are drawn "
-    "({swung}); in place of theirs, one bid each in all rounds would have gained all advertisers "
-    "together {regret}, an interval that holds the limit.",
-    "resting": "No under {who}: bids have come to rest ({moved}; {swung}), but at mean bids all "
-    "advertisers together could gain {gain}.",
-    "gaining": "No under {who}: at mean bids all advertisers together could gain {gain}; "
-    "whether bids have come to rest is not to be told ({moved}; {swung}).",
-    "infinite": "No under {who}: nobody attains any value, though by other bids somebody could, in "
-    "{lost}; in the others all advertisers together could gain {gain} at mean bids.",
-    "open": "Not to be told under {who} ({moved}; {swung}): at mean bids all advertisers together "
-    "could gain {gain}, and one of these intervals holds its limit or is lacking.",
-    "short": "Not to be told under {who} from fewer than 4 rounds; at mean bids all "
-    "advertisers together could gain {gain}.",
-    "nothing": "Nobody attains any value under {who}.",
-}
-"""What is said of mechanisms by the kind of their answer."""
-
-
-def settled(run: Records) -> str:
-    """Whether bids have come to rest, and what could still be gained."""
-    if not run.exploitability:
-        return "This folder does not tell what could be gained by other bids."
-    kinds: dict[str, list[str]] = {}
-    for label in run.labels:
-        kinds.setdefault(answer(run, label), []).append(label)
-    found = []
-    for kind, text in ANSWERS.items():
-        if who := kinds.get(kind):
-            moved = _by_mechanism(run.movement, who, "of truthful")
-            swung = _by_mechanism({m: spread(_bids(run, m)) for m in who}, who, "of truthful")
-            words = text.format(
-                who=listed(who),
-                moved=f"mean bids moved by {moved} from the third quarter of the rounds to the "
-                "last",
-                swung=f"within the last quarter bids swing by {swung}",
-                gain=_by_mechanism(run.exploitability, who, "of the value they attain"),
-                regret=_by_mechanism(run.regret, who, "of the value they attain"),
-                lost=_lost(run, who),
-                limit=percent(EXPLOITABILITY),
-            )
-            found.append(words)
-    return " ".join(found)
-
-
-def answer(run: Records, label: str) -> str:
-    """Which of `ANSWERS` is true of a mechanism."""
-    moved, gain = run.movement[label], run.exploitability[label]
-    if gain["mean"] is None:
-        return "nothing"
-    if gain["infinite"]:
-        return "infinite"
-    if moved["mean"] is None:
-        return "short"
-    still, equilibrium = _within(moved, MOVEMENT), _within(gain, EXPLOITABILITY)
-    if still is False:
-        return "moving"
-    # means over a quarter hide what goes on within it
-    steady = _within(spread(_bids(run, label)), MOVEMENT)
-    if steady is False:
-        if not _draw(run):
-            return "swinging"
-        return _in_play(run.regret[label]) if still else "open"
-    if still and steady and equilibrium:
-        return "yes"
-    if equilibrium is False:
-        return "resting" if still and steady else "gaining"
-    return "open"
-
-
-def _in_play(regret: Mapping[str, Any]) -> str:
-    """The kind of answer where mean bids rest and each round's are drawn."""
-    if regret["mean"] is None:
-        return "nothing"
-    return {True: "drawn", False: "regretted", None: "unsure"}[_within(regret, EXPLOITABILITY)]
-
-
-def _draw(run: Records) -> bool:
-    """Whether some learners draw their bids at random."""
-    groups = [group for group in run.scenario.get("population") or [] if isinstance(group, Mapping)]
-    learners = [group.get("learner") for group in groups]
-    names = [each["name"] for each in learners if isinstance(each, Mapping) and "name" in each]
-    # those that draw give a strategy of their own
-    return any(
-        LEARNERS[name].strategy is not Learner.strategy for name in names if name in LEARNERS
-    )
-
-
-def _bids(run: Records, label: str) -> pl.DataFrame:
-    return run.advertisers.filter(pl.col("mechanism") == label)
-
-
-def _lost(run: Records, who: Sequence[str]) -> str:
-    """In how many replications exploitability is infinite."""
-    counts = [
-        f"{run.exploitability[m]['infinite']} of {run.replications} replications" for m in who
-    ]
-    if len(who) == 1:
-        return counts[0]
-    return listed([f"{count} under {label}" for count, label in zip(counts, who, strict=True)])
-
-
-def _within(found: Mapping[str, Any], limit: float) -> bool | None:
-    """Whether a mean is at most `limit`; None where its interval holds both or is lacking."""
-    low, high = found["low"], found["high"]
-    if low is None or high is None:
-        return None
-    return True if high <= limit else False if low > limit else None
-
-
 def warnings(run: Records) -> Iterator[str]:
     """What speaks against taking the numbers at face value."""
     manifest, pool = run.manifest, run.pool_manifest
@@ -294,27 +169,18 @@ def warnings(run: Records) -> Iterator[str]:
         yield f"Under {name}, what other bids would bring is estimated by its {found['estimate']}."
     if run.plans is not None:
         who = listed(run.plans["mechanism"].unique(maintain_order=True).to_list())
-        yield f"Under {who}, best responses and gains are those without a token limit."
+        yield f"Under {who}, best responses, gains and regret are those without a token limit."
     if manifest.get("replies") == "live":
         yield (
-            "Replies were written anew in every round; best responses and gains are of the "
+            "Replies were written anew in every round; best responses, gains and regret are of the "
             "recording beside."
         )
-    groups = run.scenario.get("population") or []
-    if any(isinstance(group, Mapping) and group.get("budget") for group in groups):
+    if run.has_budgets:
         yield (
-            "Best responses and gains leave budgets out; so do expected payments, hence what "
-            "advertisers are said to pay of their value, while revenue is what budgets allowed."
+            "Best responses, gains and regret leave budgets out; so do expected payments, hence "
+            "what advertisers are said to pay of their value, while revenue is what budgets "
+            "allowed."
         )
-
-
-def _by_mechanism(found: Mapping[str, Mapping[str, Any]], who: Sequence[str], of: str) -> str:
-    """Percentages of mechanisms; of one alone, whose name has been said, without it."""
-    if len(who) == 1:
-        return f"{told_percent(found[who[0]])} {of}"
-    first, *others = who
-    words = [f"{told_percent(found[first])} {of} under {first}"]
-    return listed(words + [f"{told_percent(found[label])} under {label}" for label in others])
 
 
 def _less(run: Records, name: str, one: str, other: str) -> dict[str, Any]:
@@ -346,10 +212,11 @@ def _targets(run: Records) -> list[str]:
     if not counts["missed"].sum():
         return [f"No value maximizer ends more than {100 * MISSED:g} % below its target ROI."]
     words = [
-        f"{row['missed']} of {row['people']} under {row['mechanism']}"
-        for row in counts.iter_rows(named=True)
+        f"{row['missed']} of {row['people']}{' value maximizers' * (not k)} under "
+        f"{row['mechanism']}"
+        for k, row in enumerate(counts.iter_rows(named=True))
     ]
-    return [f"More than {100 * MISSED:g} % below target ROI end {listed(words)} value maximizers."]
+    return [f"More than {100 * MISSED:g} % below target ROI end {listed(words)}."]
 
 
 def _without_ads(run: Records) -> float | None:

@@ -83,6 +83,11 @@ class TransformersEngine(ChatTokenizer):
             self._adapted(adapter)
         self.network.to(self.device).eval()
 
+    @property
+    def threads(self) -> int | None:
+        """On CPUs, in how many parts sums are added up: what is written may depend on it."""
+        return torch.get_num_threads() if self.device == "cpu" else None
+
     def load_adapter(self, folder: Path) -> None:
         """Serve the model with the adapter in `folder` instead of the one it was opened with.
 

@@ -80,6 +80,7 @@ def record(
         source="recorded",
         model=engine.model,
         dtype=getattr(engine, "dtype", None),
+        threads=getattr(engine, "threads", None),
         design=design.described,
         seed=seed,
         prompts=templates(design, pool.shape[2]),

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from experiments.equilibrium.diagnosis import EXPLOITABILITY, MOVEMENT
-from experiments.report import summary
+from experiments.report import settled, summary
 from experiments.report.records import Records
 from experiments.report.rows import rows
 from experiments.report.wording import number
@@ -149,19 +149,21 @@ NONE, SOME = np.full(4, EXPLOITABILITY / 2), np.full(4, 10 * EXPLOITABILITY)
 @pytest.mark.parametrize(
     ("moved", "gain", "kind", "words"),
     [
-        (REST, NONE, "yes", "Yes under a, as far as a search for better fixed bids finds"),
-        (DRIFT, NONE, "moving", "No under a: bids are still moving (mean bids moved by 20.0 %"),
+        (REST, NONE, "yes", "Yes under a: bids have come to rest, and by other fixed bids all"),
+        (REST, NONE, "yes", "could gain 0.250 % [0.250, 0.250] of the value they attain"),
+        (DRIFT, NONE, "drifting", "At mean bids yes under a: there all advertisers together could"),
+        (DRIFT, wide(EXPLOITABILITY), "moving", "No under a: bids are still moving (mean bids"),
         (DRIFT, SOME, "moving", "could gain 5.00 % [5.00, 5.00] of the value they attain"),
-        (REST, SOME, "resting", "No under a: bids have come to rest (mean bids moved by 2.50 %"),
+        (REST, SOME, "resting", "No under a: bids have come to rest, but by other fixed bids all"),
         (wide(MOVEMENT), SOME, "gaining", "whether bids have come to rest is not to be told"),
         (wide(MOVEMENT), NONE, "open", "Not to be told under a"),
-        (REST, wide(EXPLOITABILITY), "open", "one of these intervals holds its limit"),
+        (REST, wide(EXPLOITABILITY), "open", "One of these intervals holds its limit"),
         (REST, np.full(4, np.inf), "nothing", "Nobody attains any value under a"),
     ],
 )
 def test_an_equilibrium_is_what_is_at_rest_and_cannot_be_exploited(moved, gain, kind, words):
     run = market({"a": 0.3 + NOISE}, {"a": moving(moved)}, {"a": gain})
-    assert summary.answer(run, "a") == kind
+    assert settled.answer(run, "a") == kind
     assert words in told(run)["Is it an equilibrium?"]
 
 
@@ -184,7 +186,7 @@ def test_bids_that_alternate_are_not_at_rest_though_the_means_of_quarters_are(
     learners, kind, words
 ):
     run = market({"a": 0.3 + NOISE}, {"a": ALTERNATING}, scenario=of_learners(*learners))
-    assert run.movement["a"]["mean"] == 0 and summary.answer(run, "a") == kind
+    assert run.movement["a"]["mean"] == 0 and settled.answer(run, "a") == kind
     text = told(run)["Is it an equilibrium?"]
     assert words in text and "Yes" not in text
     few = run.advertisers.filter(pl.col("round") < 5)  # the last quarter is one round
@@ -194,29 +196,68 @@ def test_bids_that_alternate_are_not_at_rest_though_the_means_of_quarters_are(
 @pytest.mark.parametrize(
     ("regret", "kind", "words"),
     [
-        (NONE, "drawn", "Yes under a, in what is played: mean bids rest (mean bids moved by 0 %"),
-        (SOME, "regretted", "would have gained all advertisers together 5.00 % [5.00, 5.00] of"),
-        (wide(EXPLOITABILITY), "unsure", "Not to be told under a: mean bids rest (mean bids"),
-        (np.full(4, np.inf), "nothing", "Nobody attains any value under a"),
+        (NONE, "drawn", "A coarse correlated equilibrium under a, which is weaker than Nash's"),
+        (NONE, "drawn", "0.250 % [0.250, 0.250] of the value that all attain: at most 0.5 % (of"),
+        (SOME, "regretted", "would have gained 5.00 % [5.00, 5.00] of the value that all attain"),
+        (
+            wide(EXPLOITABILITY),
+            "unsure",
+            "Not to be told under a: mean bids rest, and each round's are drawn",
+        ),
+        (np.full(4, np.inf), "infinite", "though by other bids somebody could, in 4 of 4"),
+        (np.array([0, 0, 0, np.inf]), "infinite", "though by other bids somebody could, in 1 of 4"),
     ],
 )
 def test_bids_drawn_at_random_are_judged_by_what_was_played(regret, kind, words):
     learners = of_learners("pacing", "hedge")
     run = market({"a": 0.3 + NOISE}, {"a": ALTERNATING}, regret={"a": regret}, scenario=learners)
-    assert summary.answer(run, "a") == kind
+    assert settled.answer(run, "a") == kind
     text = told(run)["Is it an equilibrium?"]
     assert words in text and ("coarse correlated" in text) == (kind == "drawn")
 
 
+def test_whose_mean_bids_move_is_in_no_equilibrium_however_little_is_regretted():
+    bids = ALTERNATING * moving(DRIFT)
+    run = market({"a": 0.3 + NOISE}, {"a": bids}, regret={"a": NONE}, scenario=of_learners("hedge"))
+    assert settled.answer(run, "a") == "drifting"
+    run = market(
+        {"a": 0.3 + NOISE},
+        {"a": ALTERNATING * moving(wide(MOVEMENT))},
+        scenario=of_learners("hedge"),
+    )
+    assert settled.answer(run, "a") == "open"
+
+
+def test_the_greatest_regret_of_one_advertiser_is_told():
+    run = market({"a": 0.3 + NOISE}, {"a": ALTERNATING}, scenario=of_learners("hedge"))
+    second = pl.col("advertiser") == 1
+    gains = run.gains.with_columns(
+        played_gain=pl.when(second).then(0.0008).otherwise(0.0),
+        played_value=pl.when(second).then(0.01).otherwise(1.0),
+    )
+    text = told(replace(run, gains=gains))["Is it an equilibrium?"]
+    assert "(of its own value at most Ad 1 8.00 %)" in text
+
+
+def test_with_budgets_nothing_is_said_of_gains():
+    scenario = of_learners("hedge", "pacing")
+    scenario["population"][1]["budget"] = 3.0
+    run = market({"a": 0.3 + NOISE}, gains={"a": SOME}, scenario=scenario)
+    assert settled.answer(run, "a") == "budgets"
+    text = told(run)["Is it an equilibrium?"]
+    assert text.startswith("Not to be told under a") and "could gain" not in text
+    assert all("budgets left out" in row.unit for row in rows(run) if row.name == "Exploitability")
+
+
 def test_who_draws_the_same_bid_every_time_is_at_rest():
     run = market({"a": 0.3 + NOISE}, scenario=of_learners("hedge", "hedge"))
-    assert summary.answer(run, "a") == "yes"
+    assert settled.answer(run, "a") == "yes"
 
 
 def test_an_interval_of_swings_that_holds_the_limit_leaves_it_open():
     swings = 1 + np.outer(wide(MOVEMENT) / 2, np.tile([-1, 1], T // 2))
     run = market({"a": 0.3 + NOISE}, {"a": swings})
-    assert summary.answer(run, "a") == "open"
+    assert settled.answer(run, "a") == "open"
 
 
 def test_replications_in_which_gains_are_infinite_are_counted():
@@ -235,8 +276,11 @@ def test_answers_are_given_by_mechanism():
     totals = dict.fromkeys("abc", 0.3 + NOISE)
     bids = {"a": moving(REST), "b": moving(DRIFT), "c": moving(REST)}
     text = told(market(totals, bids, dict.fromkeys("abc", NONE)))["Is it an equilibrium?"]
-    assert text.startswith("Yes under a and c, as far as") and "No under b: bids are still" in text
-    assert "2.50 % [2.50, 2.50] of truthful under a and 2.50 % [2.50, 2.50] under c" in text
+    assert (
+        text.startswith("Yes under a and c: bids have")
+        and "At mean bids yes under b: there" in text
+    )
+    assert "0.250 % [0.250, 0.250] of the value they attain under a and 0.250 % [0.250, " in text
 
 
 def test_movement_counts_who_attains_value_and_both_directions():
@@ -263,7 +307,7 @@ def test_costs_are_shares_of_value_and_missed_targets():
     cost = told(run)["What did it cost?"]
     share = number(100 * 0.4 / (1 + 0.4 - 0.5))
     assert f"pay {share} % [{share}, {share}] under a and {share} %" in cost
-    assert "More than 1 % below target ROI end 0 of 1 under a and 1 of 1 under b" in cost
+    assert "below target ROI end 0 of 1 value maximizers under a and 1 of 1 under b." in cost
     assert "Users read 1.00 ads a reply under a and 1.00 under b" in cost
     assert "without ads" not in cost
     fair = market({"a": [0.4] * 3}, paid={"a": 0.6})
@@ -318,4 +362,7 @@ def test_warnings(manifest, words):
 def test_budgets_are_a_warning():
     scenario = {"rounds": T, "replications": 4, "population": [{"budget": None}, {"budget": 3.0}]}
     care = told(market({"a": 0.3 + NOISE}, scenario=scenario))["Read with care."]
-    assert "gains leave budgets out; so do expected payments, hence what advertisers are" in care
+    assert (
+        "gains and regret leave budgets out; so do expected payments, hence what advertisers are"
+        in care
+    )
