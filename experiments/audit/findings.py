@@ -36,6 +36,8 @@ PROPERTIES = {
     "settled": "Charges have the payments for a mean",
     "counterfactuals": "Learners are told what other bids would bring",
 }
+NOTHING = 1e-13
+"""Of value: what is smaller is the rounding of sums, and told as 0."""
 _SOUND = {"settled", "counterfactuals"}
 _FIRST_PRICE = {"rational", "target", "monotone", "bounded"} | _SOUND
 _TRUTHFUL = {"truthful", "conditional", "rational", "target", "monotone", "bounded"} | _SOUND
@@ -105,6 +107,7 @@ class Evidence:
         compared: number of requests on which that was looked for.
         misreports: gains from arbitrary reports, if the mechanism takes them.
         misreported: number of requests on which they were tried.
+        names: (N,) of the advertisers.
     """
 
     mechanism: Mechanism
@@ -119,6 +122,7 @@ class Evidence:
     compared: int
     misreports: pl.DataFrame | None
     misreported: int
+    names: Sequence[str]
 
 
 def findings(evidence: Evidence) -> tuple[Finding, ...]:
@@ -193,8 +197,9 @@ def _regret(evidence: Evidence, kind: str) -> tuple[Outcome, str]:
     if worst.best == worst.truth:
         how = "what truth owes to its target"
     gaining = int((evidence.regrets.regret[who] >= THRESHOLD).sum())
+    who_gains = evidence.names[worst.index]
     text = (
-        f"Gains up to {percent(found)} of the value attained: advertiser {worst.index} by {how}; "
+        f"Gains up to {percent(found)} of the value attained: {who_gains} by {how}; "
         f"{gaining} of {scope.replace(' ×', ' gain, of', 1)} each."
     )
     owing = sum(bool(evidence.found[i].owed.any()) for i in who)
@@ -226,7 +231,9 @@ def _reports(evidence: Evidence) -> tuple[Outcome, str]:
     worst = lies.row(int(lies["largest"].arg_max()), named=True)
     largest = max(float(worst["largest"]), 0.0)
     pairs = lies.filter(pl.col("kind") == worst["kind"])["requests"].sum()
-    by = f": advertiser {worst['advertiser']}, report {worst['kind']}" if largest else ""
+    by = ""
+    if largest >= NOTHING:
+        by = f": {evidence.names[worst['advertiser']]}, report {worst['kind']}"
     return _holds(largest), (
         f"Greatest gain in a request {small(largest)} of a click's value, over "
         f"{lies['kind'].n_unique()} kinds of reports, two searches among them, in {pairs} "
@@ -282,13 +289,13 @@ def figure(x: float) -> str:
 
 
 def small(x: float) -> str:
-    """A fraction: three figures, with an exponent where it is rounding; `0` where it is nothing."""
-    return "0" if x == 0 else f"{x:.1e}" if abs(x) < 1e-3 else f"{x:.3g}"
+    """A fraction: three figures, with an exponent where it is small; `0` where it is rounding."""
+    return "0" if abs(x) < NOTHING else f"{x:.1e}" if abs(x) < 1e-3 else f"{x:.3g}"
 
 
 def signed(x: float) -> str:
     """As `small`, with its sign."""
-    return f"{'−' if x < 0 else '+'}{small(abs(x))}"
+    return "0" if abs(x) < NOTHING else f"{'−' if x < 0 else '+'}{small(abs(x))}"
 
 
 def _share(x: float) -> str:

@@ -99,6 +99,7 @@ def audit(
     others: Literal["truthful"] | ArrayLike = "truthful",
     grid: ArrayLike = MULTIPLES,
     times: int = TIMES,
+    names: Sequence[str] | None = None,
 ) -> AuditReport:
     """Try deviations of every advertiser, and see what truthful ones are left with.
 
@@ -113,6 +114,7 @@ def audit(
         grid: multiples of the truthful bid to try, >= 0; 1 is added, and finer ones around the
             best.
         times: that requests are served for the realised gain.
+        names: (N,) what evidence calls the advertisers; default "advertiser 0" and so on.
 
     Raises:
         BadInput: types, bids or a grid that make no sense for the pool.
@@ -176,6 +178,7 @@ def audit(
                 compared=len(some.ads),
                 misreports=lies,
                 misreported=misreported,
+                names=[f"advertiser {i}" for i in range(N)] if names is None else names,
             )
         ),
         regrets=regrets,

@@ -119,6 +119,7 @@ def _audited(
         people.target_roi,
         np.random.default_rng(seed),
         others="truthful" if best is None else best.bids,
+        names=titles(pool),
     )
     return Audited(mechanism, pool, report, best, time.perf_counter() - started)
 
