@@ -49,21 +49,25 @@ def named(folder: Path) -> Path:
     return folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
 
 
+def to_finish(given: str) -> list[str]:
+    """How to finish the run of results folder `given`, if one was begun."""
+    folder = named(Path(given))
+    work = folder if folder.name.endswith(SUFFIX) else folder.parent / (folder.name + SUFFIX)
+    begun_there = os.path.exists(work / _ABOUT)  # as opposed to `Path.exists`, of any string
+    return [f"to finish the run: admarket run --resume {shlex.quote(given)}"] * begun_there
+
+
 def refuse_results(given: str) -> None:
     """Where a run's folder is given for a scenario, say what can be done with it.
 
     Raises:
         BadInput: `given` holds a run, finished or not.
     """
-    folder = named(Path(given))
-    work = folder if folder.name.endswith(SUFFIX) else folder.parent / (folder.name + SUFFIX)
     ways = []
-    # as opposed to `Path.exists`, these are of any string
-    if os.path.exists(folder / "rounds.parquet"):
+    # as opposed to `Path.exists`, this is of any string
+    if os.path.exists(named(Path(given)) / "rounds.parquet"):
         ways.append(f"to see them: admarket report {shlex.quote(given)}")
-    if os.path.exists(work / _ABOUT):
-        ways.append(f"to finish the run: admarket run --resume {shlex.quote(given)}")
-    if ways:
+    if ways := [*ways, *to_finish(given)]:
         raise BadInput(f"{given}: is no scenario, but a folder of results; {'; '.join(ways)}")
 
 

@@ -18,6 +18,7 @@ from experiments.learned import exploitability
 from experiments.report.wording import PoolMeasures
 from experiments.samples import SampleReply, load_samples
 from experiments.tables import by_advertiser, by_replication, movement, spread
+from experiments.unfinished import to_finish
 from market.ledger import PER_ROUND
 from market.reading import read_yaml
 from market.result import summarise
@@ -267,8 +268,10 @@ class Records:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a finished run; what else a folder may be is said."""
+    going_on = to_finish(str(folder))
     if not folder.is_dir():
-        raise BadInput(f"{folder}: no such folder; give one that `admarket run` wrote")
+        mend = going_on[0] if going_on else "give one that `admarket run` wrote"
+        raise BadInput(f"{folder}: no such folder; {mend}")
     path = folder / "manifest.json"
     lacking = [
         name
@@ -283,7 +286,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
                 "this is for folders that `admarket run` wrote"
             )
     if lacking:
-        raise BadInput(f"{folder}: no finished run (no {lacking[0]}); give a folder that holds one")
+        mend = going_on[0] if going_on else "give a folder that holds one"
+        raise BadInput(f"{folder}: no finished run (no {lacking[0]}); {mend}")
     try:
         _MANIFEST.validate_python(manifest)
     except ValidationError as error:

@@ -183,6 +183,9 @@ def test_a_run_given_for_a_scenario_is_told_what_can_be_done_with_it(
             with Unfinished(Path("new"), Scenario.from_yaml(scenario), 0):
                 _, _, err = admarket(monkeypatch, capsys, "run", given)
             assert f"{given}: is no" in err and to_finish in err and "report" not in err
+    with Unfinished(Path("new"), Scenario.from_yaml(scenario), 0):
+        code, _, err = admarket(monkeypatch, capsys, "report", "new")
+        assert code == 2 and err.endswith(f"new: no such folder; {to_finish} new\n")
 
 
 def test_a_run_goes_on_in_its_folder_as_that_was_given(monkeypatch, scenario, tmp_path):
