@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from experiments.plots import FAINT, INK, WIDTH, colours, style
+from experiments.colours import colours
+from experiments.plots import FAINT, INK, WIDTH, style
 from market.result import TAIL, interval
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 from scipy.special import stdtrit
 
+from experiments.colours import colours
 from experiments.measures import MEASURES, OBJECTIVES
 from experiments.tables import best_means, binned, by_advertiser, last_quarter, trajectory
 from mechanisms.pool import Floats
@@ -31,20 +32,6 @@ if TYPE_CHECKING:  # drawing takes a second to import and most commands draw not
 
 WIDTH = 9.0  # inches
 INK, FAINT = "#222222", "#8a8a8a"
-# Colour-blind safe (Okabe & Ito), dark enough for thin lines; the same mechanism, the same colour.
-COLOURS = {
-    "mosaic": "#0072b2",
-    "llm-auction-ideal": "#d55e00",
-    "llm-auction": "#e69f00",
-    "iamfm-elimination": "#009e73",
-    "iamfm-model": "#56b4e9",
-    "first-price": "#a6548a",
-    "gsp": "#8c6d31",
-    "vcg": "#555555",
-    "pretrained": "#999999",
-    "segment": "#332288",
-    "token": "#882255",
-}
 MARKERS = "osD^vPX<>*p"
 DASHES = (0, (5, 3))
 TURN = 6.0  # widths of a line that are seen of each of several that coincide
@@ -237,16 +224,6 @@ def payments_and_roi(advertisers: pl.DataFrame) -> Figure:
         note = "Means over the last quarter of rounds."
         _legend(figure, labels, band="replications", note=note, extra=extra, markers=True)
     return figure
-
-
-def colours(labels: Sequence[str]) -> dict[str, str]:
-    """A colour for each label: mechanisms their own, other labels whatever is free."""
-    free = [colour for name, colour in COLOURS.items() if name not in labels] or list(
-        COLOURS.values()
-    )
-    others = [label for label in labels if label not in COLOURS]
-    spare = {label: free[k % len(free)] for k, label in enumerate(others)}
-    return {label: COLOURS.get(label) or spare[label] for label in labels}
 
 
 def ends(found: Mapping[str, float], show: Callable[[float], str]) -> list[tuple[str, list[str]]]:

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from experiments import plots
+from experiments.colours import OF_RUN
 from experiments.measures import MEASURES
 from experiments.page import Column, Subject, Table, Verdict, Verdicts, check_folder, write_page
 from experiments.provenance import where
@@ -142,7 +143,7 @@ def figures(sides: Sequence[Side]) -> dict[str, tuple[Any, str]]:
     single = len({label for side in sides for label in side.run.labels}) == 1
     stacked = [
         side.run.relabelled(
-            {m: side.name if single else f"{m} · {side.name}" for m in side.run.labels}
+            {m: side.name if single else f"{m}{OF_RUN}{side.name}" for m in side.run.labels}
         )
         for side in sides
     ]

@@ -9,7 +9,8 @@ import numpy as np
 
 from experiments.audit.findings import THRESHOLD
 from experiments.audit.report import AuditReport
-from experiments.plots import FAINT, INK, MARKERS, WIDTH, colours, style
+from experiments.colours import colours
+from experiments.plots import FAINT, INK, MARKERS, WIDTH, style
 from mechanisms.pool import Floats
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import polars as pl
 
+from experiments.colours import COLOURS, colours
 from experiments.equilibrium.diagnosis import EXPLOITABILITY
-from experiments.plots import COLOURS, DASHES, FAINT, MARKERS, WIDTH, colours, style
+from experiments.plots import DASHES, FAINT, MARKERS, WIDTH, style
 from mechanisms.pool import Floats
 
 if TYPE_CHECKING:

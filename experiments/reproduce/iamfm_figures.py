@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 
 from experiments.bootstrap import Estimate, mean_of
+from experiments.colours import COLOURS
 from experiments.iamfm.curves import crossings
 from experiments.iamfm.searches import CONTENDERS, ELIMINATION, INSTANTIATIONS, MODEL
 from experiments.iamfm.shading import EXACT
-from experiments.plots import COLOURS, DASHES, FAINT, WIDTH, style
+from experiments.plots import DASHES, FAINT, WIDTH, style
 from experiments.reproduce.iamfm import SYNTHETIC, Study
 from experiments.reproduce.iamfm_conclusions import (
     against_best,

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from experiments.bootstrap import mean_of
+from experiments.colours import COLOURS
 from experiments.iamfm.market import (
     ARMS,
     EQUAL,
@@ -18,7 +19,7 @@ from experiments.iamfm.market import (
     by_replication,
     steps_of,
 )
-from experiments.plots import COLOURS, DASHES, FAINT, WIDTH, bid_trajectories, style
+from experiments.plots import DASHES, FAINT, WIDTH, bid_trajectories, style
 from experiments.reproduce.iamfm import Study
 
 if TYPE_CHECKING:

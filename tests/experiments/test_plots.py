@@ -13,6 +13,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments import plots
+from experiments.colours import COLOURS, colours
 from experiments.dashboard import view
 from experiments.report import number
 from experiments.tables import best_means, by_advertiser
@@ -50,7 +51,7 @@ def test_figures_are_not_blank_and_leave_no_trace(name):
     assert mpl._pylab_helpers.Gcf.get_num_fig_managers() == 0
     assert image.shape[1] == 900
     for label in small_run.MECHANISMS:
-        colour = np.array(mpl.colors.to_rgb(plots.COLOURS[label])) * 255
+        colour = np.array(mpl.colors.to_rgb(COLOURS[label])) * 255
         assert (np.abs(image - colour).max(axis=2) < 3).sum() > 50, label
 
 
@@ -77,7 +78,7 @@ def test_texts_do_not_overlap(name):
 @pytest.mark.parametrize(("replications", "rounds"), [(1, 60), (3, 3), (1, 1)])
 def test_the_least_of_runs_is_drawn(name, replications, rounds):
     image = pixels(draw(name, small_run.result(replications, rounds)))
-    colour = np.array(mpl.colors.to_rgb(plots.COLOURS["mosaic"])) * 255
+    colour = np.array(mpl.colors.to_rgb(COLOURS["mosaic"])) * 255
     assert (np.abs(image - colour).max(axis=2) < 3).sum() > 50
 
 
@@ -112,7 +113,7 @@ def test_lines_that_coincide_are_all_seen_and_said_to():
         assert (solid.get_linestyle() == "--") == both  # as matplotlib calls all dashes
     image = pixels(plots.bid_trajectories(pl.concat([mosaic, twin])))[150:-60]
     seen = [
-        (np.abs(image - 255 * np.array(mpl.colors.to_rgb(plots.COLOURS[label]))).max(axis=2) < 3)
+        (np.abs(image - 255 * np.array(mpl.colors.to_rgb(COLOURS[label]))).max(axis=2) < 3)
         for label in ("mosaic", "vcg")
     ]
     assert 0.5 < seen[0].sum() / seen[1].sum() < 2
@@ -171,8 +172,21 @@ def test_best_means_leave_out_who_is_never_shown():
 
 def test_labels_of_any_name_get_a_colour():
     labels = ["mosaic", "mosaic at tau 1", *(f"run {k}" for k in range(20))]
-    found = plots.colours(labels)
+    found = colours(labels)
     assert list(found) == labels and found["mosaic at tau 1"] != found["mosaic"]
+
+
+def test_of_several_runs_each_mechanism_keeps_its_hue():
+    labels = [f"{name} · {run}" for run in "ABCD" for name in ("mosaic", "vcg")]
+    found = colours(labels)
+    assert len(set(found.values())) == len(labels)
+    assert found["mosaic · A"] == COLOURS["mosaic"] and found["vcg · A"] == COLOURS["vcg"]
+
+    def hue(label):
+        return mpl.colors.rgb_to_hsv(mpl.colors.to_rgb(found[label]))[0]
+
+    for run in "BC":
+        assert hue(f"mosaic · {run}") == pytest.approx(hue("mosaic · A"), abs=0.01)
 
 
 def test_a_long_run_is_drawn_in_time():
