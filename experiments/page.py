@@ -87,7 +87,7 @@ class Verdicts:
     Attributes:
         columns: headings, with the one of the verdict's column last (it may be empty).
         rows: in the order of the page.
-        note: above the table: what intervals are of, what verdicts mean, which thresholds.
+        note: below the table: what intervals are of, what verdicts mean, which thresholds.
         heading: of the section.
     """
 
