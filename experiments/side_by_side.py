@@ -17,7 +17,7 @@ from experiments.colours import OF_RUN
 from experiments.measures import MEASURES
 from experiments.page import Column, Subject, Table, Verdict, Verdicts, check_folder, write_page
 from experiments.provenance import where
-from experiments.report.captions import bids_seen, market_seen
+from experiments.report.captions import NO_BUDGETS, bids_seen, market_seen
 from experiments.report.records import Records
 from experiments.report.render import scale, source
 from experiments.report.wording import (
@@ -158,8 +158,10 @@ def figures(sides: Sequence[Side]) -> dict[str, tuple[Any, str]]:
         "bids": (plots.bid_trajectories(advertisers, best), bids_seen(summary)),
         "market": (plots.market_over_rounds(rounds), market_seen(summary)),
     }
+    budgets = {"bids": f" {NO_BUDGETS}" if any(side.run.has_budgets for side in sides) else ""}
     return {
-        name: (figure, f"{plots.CAPTIONS[name]} {seen}") for name, (figure, seen) in drawn.items()
+        name: (figure, f"{plots.CAPTIONS[name]}{budgets.get(name, '')} {seen}")
+        for name, (figure, seen) in drawn.items()
     }
 
 
@@ -176,7 +178,7 @@ def _shown(sides: Sequence[Side], settings: pl.DataFrame) -> Iterator[Table]:
         "Exploitability: what all advertisers together could gain by other fixed bids, each alone, "
         "the others at their average bids of the last quarter. Regret of play: the same against "
         "the bids played in it, by one bid each in all rounds. Lower bounds, without replications "
-        "in which nobody attains any value.",
+        "in which nobody attains any value, and of markets without budgets.",
     )
 
 

@@ -15,6 +15,7 @@ from experiments.report.records import Records
 from experiments.report.wording import listed, number, percent
 
 CAPTIONS = OF_PLOTS | {"periods": PERIODS}
+NO_BUDGETS = "Best responses leave budgets out."
 KINDS = {
     "bids": "Lines of bids over rounds, a colour for each mechanism.",
     "market": "Lines of market totals over rounds, a colour for each mechanism.",
@@ -26,7 +27,8 @@ KINDS = {
 
 def caption(run: Records, name: str) -> str:
     """What the figure shows, with units and intervals, and what one sees in it."""
-    return f"{CAPTIONS[name]} {seen(run, name)}".strip()
+    besides = NO_BUDGETS if name == "bids" and run.has_budgets else ""
+    return " ".join(filter(None, (CAPTIONS[name], besides, seen(run, name))))
 
 
 def alternative(run: Records, name: str) -> str:
