@@ -28,8 +28,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import mesa
@@ -37,49 +35,21 @@ import numpy as np
 from tqdm import tqdm
 
 from agents import Account, Advertiser, Platform, UtilityMaximizer, ValueMaximizer, make_learner
-from agents.learners import Feedback, Learner, Population
+from agents.learners import Population
 from agents.platform import LiveSource
 from agents.streams import LEARNING, Arrivals, Dice, stream
 from agents.tally import Period, Tally
 from market.collector import RoundCollector
+from market.groups import Group
 from market.ledger import Ledger, Result
 from mechanisms.base import Mechanism
-from mechanisms.errors import BadInput
+from mechanisms.errors import BadInput, at
 from mechanisms.pool import Floats, Ints, ReplyPool
 from mechanisms.registry import make_mechanism
 
 KINDS: dict[str, type[Advertiser]] = {
     kind.kind: kind for kind in (UtilityMaximizer, ValueMaximizer)
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """The advertisers at `index` (k,), which share a learner; `everybody`: all of the market."""
-
-    index: Ints
-    learner: Learner
-    everybody: bool
-
-    @cached_property
-    def members(self) -> slice | Ints:
-        """What picks the group's columns of an array; a slice where nothing need be copied."""
-        return slice(None) if self.everybody else self.index
-
-    def feedback(self, tally: Tally) -> Feedback:
-        """What the learner may see of a round, and along its grid if it has one."""
-        amounts, grid = tally.amounts, self.learner.grid
-        if not self.everybody:
-            amounts = amounts.take(self.index, axis=2)
-        _, requests, clicks, charges, _, itctr, payments = amounts
-        seen = Feedback(clicks, charges, itctr, payments, requests)
-        if grid is not None and tally.along is not None:
-            clicks, payments = tally.along
-            if not self.everybody:  # others' grids may be wider
-                width = slice(grid.shape[1])
-                clicks, payments = clicks[:, self.index, width], payments[:, self.index, width]
-            seen.grid_itctr, seen.grid_payments = clicks, payments
-        return seen
 
 
 class MarketModel(mesa.Model):
@@ -273,8 +243,9 @@ class MarketModel(mesa.Model):
 
     def advertisers_bid(self) -> None:
         """Ask every learner for bids; whoever has nothing left to spend bids 0."""
-        for group in self._groups:
-            self.bids[:, group.members] = group.learner.bids()
+        with at(f"round {self.round}"):
+            for group in self._groups:
+                self.bids[:, group.members] = group.bids()
         if self.budgeted:
             self.bids[self.left_to_spend() <= 0] = 0.0
 

@@ -250,6 +250,18 @@ def test_books_that_do_not_balance_stop_the_run(spoilt, message):
         model.step()
 
 
+@pytest.mark.parametrize("bid", [np.nan, np.inf, -1.0])
+def test_a_learner_that_bids_nonsense_is_named(bid, monkeypatch):
+    model = MarketModel(make_scenario(learners=("truthful",)), 0)
+    model.step()
+    bids = model.groups[0].learner.bids().copy()
+    bids[1, 2] = bid
+    monkeypatch.setattr(model.groups[0].learner, "bids", lambda: bids)
+    words = f"round 1: learner truthful bids {bid} for advertiser 2 in replication 1"
+    with pytest.raises(BadInput, match=words):
+        model.step()
+
+
 @pytest.mark.parametrize("mechanism", ["mosaic", "gsp"])
 @pytest.mark.parametrize(("at", "budget"), [(0, None), (13, None), (30, None), (1, 1.5)])
 def test_charges_lost_between_platform_and_advertisers_stop_the_run(
