@@ -56,7 +56,7 @@ def diagnose(
     deep: bool = False,
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Say in a line each what is there; whether at least one engine works.
+    """Say in a line each what is there; whether an engine works, and the server if one is given.
 
     Args:
         model: the LLM that engines are to run.
@@ -93,8 +93,10 @@ def diagnose(
             finding = found("", lambda name=name: _try(name, model, server))
         if finding.state == OK:
             works.append(name)
-    say(f"engines that work: {', '.join(works)}" if works else "no engine works")
-    return bool(works)
+    lacking = server is not None and "openai" not in works
+    last = f"engines that work: {', '.join(works)}" if works else "no engine works"
+    say(f"{last}; the server given does not" if works and lacking else last)
+    return bool(works) and not lacking
 
 
 def _machine() -> tuple[str, str]:

@@ -6,7 +6,7 @@ limits (`Mechanism.exact`). They are taken against two things, in each replicati
 
 - everybody's mean bid over the last quarter of the rounds, held fixed. Where nobody gains, that is
   a Nash equilibrium in fixed bids. A learner that mixes is judged at its mean, not at its mixture.
-- what was played in that quarter, in up to `ROUNDS` of its rounds: the regret of play, against
+- what was played in that quarter, in up to `MOST` of its rounds: the regret of play, against
   others who draw their bids and change them. Where nobody has any, play is a coarse correlated
   equilibrium. Of a longer quarter these rounds are a sample, which errs both ways; that the best
   bid is chosen on the rounds it is judged on errs upwards on average.
@@ -26,8 +26,9 @@ from market.result import interval
 from mechanisms.base import Mechanism
 from mechanisms.pool import ReplyPool
 
-ROUNDS = 128
-"""Most rounds of the last quarter, evenly spaced, that regret is measured on."""
+PROFILES, FEWEST, MOST = 1024, 16, 128
+"""Rounds that regret is measured on: so many over all replications, and in each at least and at
+most; evenly spaced over the last quarter."""
 
 
 def gains_of(
@@ -51,7 +52,8 @@ def gains_of(
     each_round = late["bid"].to_numpy().reshape(R, -1, N)
     bids = each_round.mean(axis=1)
     T = each_round.shape[1]
-    rounds = each_round[:, np.linspace(0, T - 1, min(T, ROUNDS)).round().astype(int)]
+    count = min(T, MOST, max(FEWEST, PROFILES // R))
+    rounds = each_round[:, np.linspace(0, T - 1, count).round().astype(int)]
     game = Game(mechanism.exact, pool, people)
     found, played = game.gains(bids), [game.gains(each, pooled=True) for each in rounds]
     return pl.DataFrame(

@@ -110,9 +110,7 @@ class Catalog:
             return cls.bundled()
         folder = Path(spec)
         if not os.path.isdir(folder):  # as opposed to `folder.is_dir()`, of any string
-            raise BadInput(
-                f"catalog {spec!s:.200}: no such folder; name one (--catalog DIR), or bundled"
-            )
+            raise BadInput(f"{spec!s:.200}: no such folder; name one (--catalog DIR), or bundled")
         is_gem_bench = (folder / "products.tsv").exists()
         return cls.gem_bench(folder) if is_gem_bench else cls.from_folder(folder)
 

@@ -349,7 +349,8 @@ def titles(pool: ReplyPool) -> list[str]:
 
 def load_catalog(scenario: Scenario) -> Catalog:
     """The scenario's catalog, restricted to its categories."""
-    catalog = Catalog.load(scenario.catalog.source)
+    with at("catalog.source"):
+        catalog = Catalog.load(scenario.catalog.source)
     if scenario.catalog.categories is not None:
         with at("catalog.categories"):
             catalog = catalog.select(categories=scenario.catalog.categories)

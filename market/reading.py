@@ -7,10 +7,12 @@ multiply within the parser), numbers of thousands of digits, a key given twice.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.reader import ReaderError
 
 from mechanisms.errors import BadInput
 
@@ -21,6 +23,11 @@ MOST_ENTRIES = 20_000
 LARGEST = 2**63 - 1
 RESOLVED = 16
 """How many times longer and fuller a scenario may be with every default written out."""
+_FLOAT = re.compile(
+    r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|[-+]?[0-9]+[eE][-+]?[0-9]+$"
+)
+"""As people write them: to YAML 1.1, and so to PyYAML, 1e-1 and -.2 are text."""
+_SECOND = "expected a single document in the stream"  # the parser's words
 _PARSING = (
     *(yaml.YAMLError, RecursionError),
     # what the parser's own conversions raise: dates, numbers and tags that are none
@@ -46,15 +53,25 @@ def read_yaml(path: Path, *, resolved: bool = False) -> dict[Any, Any]:
         raise BadInput(f"{path}: {error}") from None
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); give a file") from None
+    except (UnicodeDecodeError, ReaderError):
+        raise BadInput(f"{path}: holds what is no text; save it as plain text in UTF-8") from None
     except _PARSING as error:
+        if getattr(error, "context", None) == _SECOND:
+            raise BadInput(f"{path}: holds a second document, after ---; give one") from None
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise BadInput(f"{path}{line}: not valid YAML; check indentation and quotes") from None
     if given is None:
         return {}
     if not isinstance(given, dict):
-        raise BadInput(f"{path}: holds a {type(given).__name__}; give keys and values")
+        what = {str: "text", list: "a list"}.get(type(given), "a single value")
+        raise BadInput(f"{path}: holds {what}; give keys and values")
     return given
+
+
+def as_yaml(given: dict[str, Any]) -> str:
+    """Plain data as a YAML file that `read_yaml` reads back as it is."""
+    return yaml.dump(given, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,6 +89,19 @@ class _Loader(yaml.SafeLoader):
                 raise BadInput(f"line {line}: key {key.value!r:.60} is given twice; keep one")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_timestamp(self, node: yaml.Node) -> Any:
+        line = node.start_mark.line + 1
+        raise BadInput(f"line {line}: {node.value!r:.60} is read as a date; put text in quotes")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that `_Loader` would take for a number."""
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_timestamp)
+for _either in (_Loader, _Dumper):
+    _either.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def _text(path: Path, most: int) -> str:

@@ -7,19 +7,21 @@ runs with different seeds meet the same market and share its recorded replies.
 
 from __future__ import annotations
 
+import math
 import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic import PositiveFloat as Positive
 from pydantic import PositiveInt as Count
+from pydantic_core import PydanticCustomError
 
 from agents.learners.registry import check_learner
-from market.reading import read_yaml
+from market.fields import FirstNamedSpec, Money, MoneyRange, Named, NamedSpec, RatioRange
+from market.reading import as_yaml, read_yaml
 from market.sections import Section, in_words
 from market.training import TrainingSpec
 from mechanisms.base import Mechanism
@@ -34,28 +36,6 @@ if TYPE_CHECKING:
 
 BUNDLED = Path(__file__).with_name("data") / "scenarios"
 """Scenarios that come with the program; their names can be given instead of a path."""
-
-
-def _by_name(given: Any) -> Any:
-    return {"name": given} if isinstance(given, str) else given
-
-
-def _as_range(given: Any) -> Any:
-    return (given, given) if isinstance(given, int | float) else given
-
-
-Range = Annotated[tuple[Positive, Positive], BeforeValidator(_as_range)]
-"""A number, or `[low, high]` to draw uniformly from."""
-
-
-class Named(Section):
-    """A mechanism or a learner: its name, or `{name: ..., parameters: {...}}`."""
-
-    name: str
-    parameters: dict[str, Any] = Field({})
-
-
-NamedSpec = Annotated[Named, BeforeValidator(_by_name)]
 
 
 class CatalogSpec(Section):
@@ -171,7 +151,11 @@ class UsersSpec(Section):
 
 
 def _by_kind(given: Any) -> Any:
-    return {"kind": given} if isinstance(given, str) else given
+    if isinstance(given, str):
+        return {"kind": given}
+    if isinstance(given, dict | UsersSpec):
+        return given
+    raise PydanticCustomError("users", "give a kind, or {kind: ..., mode: ...}")
 
 
 class GroupSpec(Section):
@@ -188,9 +172,9 @@ class GroupSpec(Section):
 
     objective: Literal["utility", "value"]
     count: Count
-    value: Range = (1.0, 5.0)
-    target_roi: Range = (1.0, 1.0)
-    budget: Positive | None = None
+    value: MoneyRange = (1.0, 5.0)
+    target_roi: RatioRange = (1.0, 1.0)
+    budget: Money | None = None
     learner: NamedSpec = Named(name="truthful")
 
     def model_post_init(self, _: Any) -> None:
@@ -240,7 +224,7 @@ class Scenario(Section):
     requests: RequestsSpec = RequestsSpec()
     replies: RepliesSpec = RepliesSpec()
     users: Annotated[UsersSpec, BeforeValidator(_by_kind)] = UsersSpec()
-    mechanism: NamedSpec = Named(name="mosaic", parameters={"tau": 0.1})
+    mechanism: FirstNamedSpec = Named(name="mosaic", parameters={"tau": 0.1})
     beside: list[NamedSpec] = Field([])
     population: list[GroupSpec] = Field(
         [
@@ -328,7 +312,7 @@ class Scenario(Section):
 
     def to_yaml(self) -> str:
         """The scenario as resolved, with every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return as_yaml(self.model_dump(mode="json"))
 
     def with_(self, **changes: Any) -> Self:
         """A copy with top-level keys replaced, validated again."""
@@ -356,8 +340,8 @@ class Scenario(Section):
                 drawn.append(
                     AdvertiserSpec(
                         objective=group.objective,
-                        value=round(float(value), 4),
-                        target_roi=round(float(target), 4),
+                        value=_few_digits(value),
+                        target_roi=_few_digits(target),
                         budget=group.budget,
                         learner=group.learner,
                     )
@@ -382,8 +366,15 @@ class Scenario(Section):
         return replies_for(self, mechanism, seed)
 
 
+def _few_digits(drawn: float) -> float:
+    """To four decimals; what is below 0.1 to four significant figures."""
+    return round(float(drawn), max(4, 3 - math.floor(math.log10(drawn))))
+
+
 def locate(path: str | Path) -> Path:
     """The scenario file at `path`, or the bundled one of that name."""
+    if path == "":
+        raise BadInput("a scenario is missing; give a file, or the name of a bundled one")
     given = Path(path)
     # as opposed to `given.exists()`, these are of any string
     if os.path.exists(given) and not os.path.isdir(given):

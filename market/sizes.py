@@ -1,8 +1,8 @@
 """What a scenario asks of memory: what no care can fit into this machine is refused beforehand.
 
-The estimates are low, of the arrays that are certain to be there; so what passes may still not fit,
-and what is refused does not. They belong to machine and run, not to the scenario, which may have
-been run elsewhere.
+The estimates are low, half to all of what was measured; so what passes may still not fit, and what
+is refused does not. They belong to machine and run, not to the scenario, which may have been run
+elsewhere.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from mechanisms.candidates import GibbsMechanism
 from mechanisms.errors import BadInput
+from mechanisms.registry import MECHANISMS
 
 PER_CELL = 24
-"""Bytes for a request's reply and ad: click probability, exposure, and what they are drawn from."""
+"""Bytes for a request's reply and ad: click probability, exposure, and what they are drawn from; in
+a round, for each ad, and each reply, of a request: probabilities, outcomes, payments."""
 PER_ADVERTISER = 2000
-PER_RECORD = 150
-"""Bytes for an advertiser in a round: the columns of `Ledger.advertisers_frame`."""
+PER_RECORD = 500
+"""Bytes for an advertiser in a round: its row, and the columns of frames made of it."""
+PER_GAIN = 7000
+"""Bytes for an advertiser and replication: the bids tried to see what could still be gained."""
 
 
 def check_replies_fit(scenario: Any) -> None:
@@ -38,8 +43,15 @@ def check_rounds_fit(scenario: Any) -> None:
         BadInput: one line with the keys to lower.
     """
     R, N = scenario.replications, scenario.num_advertisers
-    served = R * scenario.requests_per_round * scenario.requests.ads
-    _check("requests_per_round x replications x requests.ads", served, served * PER_CELL)
+    # compiled rounds keep nothing by reply
+    if all(issubclass(MECHANISMS[arm.name], GibbsMechanism) for arm in scenario.arms):
+        each, cells = "requests.ads", scenario.requests.ads
+    else:
+        each = "(requests.ads + replies.per_request)"
+        cells = scenario.requests.ads + scenario.replies.per_request
+    cells *= R * scenario.requests_per_round
+    _check(f"requests_per_round x replications x {each}", cells, cells * PER_CELL)
+    _check("replications x advertisers", R * N, R * N * PER_GAIN)
     records = scenario.rounds * R * N * len(scenario.arms)
     what = "rounds x replications x advertisers x mechanisms"
     _check(what, records, records * PER_RECORD)

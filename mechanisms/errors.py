@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 MOST = 40
 """Names that one line lists."""
+SURE = 0.8
+"""Likeness of what is misspelt rather than lengthened."""
 
 
 class BadInput(ValueError):
@@ -37,11 +39,25 @@ def instead(given: str, known: Iterable[str], otherwise: str = "there are") -> s
     >>> instead("lottery", ("mosaic", "vcg"))
     'there are mosaic, vcg'
     """
+    names = list(known)
+    if near := closest(given, names):
+        return f"did you mean {near!r}?"
+    listed = names[:MOST] + ["..."] * (len(names) > MOST)
+    return f"{otherwise} {', '.join(listed) or 'none'}"
+
+
+def closest(given: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that is spelt nearly so, or that `given` is with words behind; or None.
+
+    >>> closest("vcg-auction", ("llm-auction", "vcg"))
+    'vcg'
+    """
     names = {name.casefold(): name for name in known}
+    given = given.casefold()
     # two letters swapped in three are a likeness of 0.67; first-price is as like second-price
     cutoff = 0.6 if len(given) < 5 else 0.7
-    near = difflib.get_close_matches(given.casefold(), names, n=1, cutoff=cutoff)
-    if near:
-        return f"did you mean {names[near[0]]!r}?"
-    listed = list(names.values())[:MOST] + ["..."] * (len(names) > MOST)
-    return f"{otherwise} {', '.join(listed) or 'none'}"
+    near = difflib.get_close_matches(given, names, n=1, cutoff=cutoff)
+    begun = [name for name in names if given.startswith(tuple(name + each for each in "-_. "))]
+    if begun and not difflib.get_close_matches(given, near, cutoff=SURE):
+        near = [max(begun, key=len)]
+    return names[near[0]] if near else None

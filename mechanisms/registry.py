@@ -34,7 +34,7 @@ MECHANISMS: dict[str, type[Mechanism]] = {
 }
 
 
-def make_mechanism(name: str, **parameters: Any) -> Mechanism:
+def make_mechanism(name: str, /, **parameters: Any) -> Mechanism:
     """A mechanism by its name.
 
     The mechanism's `parameters` gives back all its parameters, defaults included.

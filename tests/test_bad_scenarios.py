@@ -211,6 +211,8 @@ SIZES = {
     "rounds": {"rounds": HUGE},
     "requests_per_round": {"requests_per_round": HUGE},
     "replications": {"replications": HUGE},
+    "replications that rounds would fit": {"replications": 10**7, "rounds": 3, "beside": []},
+    "requests whose replies are not kept": {"requests_per_round": 5 * 10**8, "beside": []},
     "queries": {"requests": {"queries": HUGE, "ads": 2}},
     "ads": {"requests": {"queries": 4, "ads": HUGE}},
     "per_request": {"replies": {"source": "synthetic", "per_request": HUGE}},

@@ -8,9 +8,11 @@ import pytest
 MODULES = (
     "agents.learners.registry",
     "experiments.audit.report",
+    "experiments.cli.options",
     "experiments.equilibrium",
     "market.model",
     "market.scenario",
+    "mechanisms.errors",
     "mechanisms.iamfm.exact",
     "mechanisms.payments",
     "mechanisms.pool",

@@ -41,6 +41,7 @@ def make_learner(
     population: Population,
     replications: int,
     rng: np.random.Generator,
+    /,
     **parameters: Any,
 ) -> Learner:
     """Build the learner called `name` for all advertisers of `population`.

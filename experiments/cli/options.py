@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,4 +63,17 @@ def load(name: str, catalog: str | None) -> Scenario:
 
 def say(line: str) -> None:
     """Tell the user what is going on; results go to standard output, this does not."""
-    print(line, file=sys.stderr, flush=True)
+    print(visible(line), file=sys.stderr, flush=True)
+
+
+def visible(line: str) -> str:
+    r"""A line with control and invisible characters escaped: it may quote anything.
+
+    >>> visible("caf\u00e9 \x1b[31m \u202e")
+    'café \\x1b[31m \\u202e'
+    """
+    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        each.encode("unicode_escape").decode() if unicodedata.category(each) in hidden else each
+        for each in line
+    )

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from experiments.cli.options import CatalogOption, ScenarioArgument, SeedOption, app, load, say
+from experiments.cli.options import (
+    CatalogOption,
+    ScenarioArgument,
+    SeedOption,
+    app,
+    load,
+    say,
+    visible,
+)
+from mechanisms.errors import BadInput
 
 
 @app.command()
@@ -45,6 +54,8 @@ def bid_encodings(
     from experiments.training.encodings import compare_encodings
 
     described = load(scenario, catalog)
+    if described.replies.source == "synthetic":
+        raise BadInput(f"scenario {described.name} has no LLM; give one with recorded replies")
     folder = out or Path("results") / f"bid-encodings-{described.name}-seed{seed}"
     print(compare_encodings(described, steps, seed, folder, say))
 
@@ -122,8 +133,8 @@ def doctor(
         bool, typer.Option(help="Have each engine write and score a sentence.")
     ] = False,
 ) -> None:
-    """Say which engines work on this machine, and why not; exit 1 if none does."""
+    """Say which engines work, and why not; exit 1 if none does, or not the server given."""
     from experiments.doctor import diagnose
 
-    if not diagnose(model, server, deep):
+    if not diagnose(model, server, deep, lambda line: print(visible(line), flush=True)):
         raise typer.Exit(1)

@@ -146,6 +146,9 @@ def test_a_run_is_repeated_into_its_folder(monkeypatch, capsys, scenario, tmp_pa
         (["bench", "--replies", "0"], "--replies"),
         (["run", "no-such-scenario"], "no-such-scenario"),
         (["run", "synthetic", "--catalog", "x"], "synthetic replies, drop it"),
+        (["run", ""], "admarket: a scenario is missing; give a file, or the name of a bundled one"),
+        (["run", "\x1b[31m\u202efile"], r"admarket: \x1b[31m\u202efile: no such scenario file"),
+        (["bid-encodings", "synthetic"], "scenario synthetic has no LLM; give one with recorded"),
         (["run", "sythetic"], "sythetic: no such scenario file; did you mean 'synthetic'?"),
         (["run", "synthetic", "--out", "."], "--out .: a folder is replaced as a whole"),
         (["audit", "synthetic", "--out", ".."], "--out ..: a folder is replaced as a whole"),
@@ -235,7 +238,10 @@ def test_a_few_rounds_on_recorded_replies(monkeypatch, capsys, tmp_path, rounds)
     ("change", "expected"),
     [
         ({"colour": "red"}, "colour: unknown key"),
-        ({"catalog": {"source": "nowhere"}, "replies": {"source": "recorded"}}, "nowhere"),
+        (
+            {"catalog": {"source": "nowhere"}, "replies": {"source": "recorded"}},
+            "catalog.source: nowhere: no",
+        ),
         (
             {"replies": {"source": "recorded", "model": "no-such-llm", "context_probe": 0}},
             "no-such-llm",

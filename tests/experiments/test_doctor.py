@@ -206,6 +206,19 @@ def test_a_server(monkeypatch, served, fault, expected):
     assert last == ("no engine works" if fault else "engines that work: openai")
 
 
+def test_a_server_that_is_given_has_to_work(monkeypatch, capsys):
+    children(monkeypatch, libraries=LIBRARIES)
+    works, about, last = lines(server="nourl")
+    assert not works
+    assert about["openai"] == ("no", "server 'nourl' is not an address like http://127.0.0.1:8000")
+    assert last == "engines that work: transformers; the server given does not"
+    monkeypatch.setattr(sys, "argv", ["admarket", "doctor", "--server", "http://127.0.0.1:9"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    assert "is it running?" in capsys.readouterr().out
+
+
 def test_a_server_that_writes_but_does_not_score(monkeypatch, served):
     children(monkeypatch)
     with FakeServer(served, lambda number: "too-few" if number else None) as server:

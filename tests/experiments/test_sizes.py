@@ -1,0 +1,37 @@
+"""What a run asks of memory is known beforehand to a factor of two: measured in processes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from market.sizes import PER_GAIN, PER_RECORD
+
+MEASURE = """
+import json, resource, sys, tempfile
+from pathlib import Path
+from experiments import run as running
+from market import Scenario
+
+def peak(**sizes):
+    scenario = Scenario.from_yaml("synthetic").with_(beside=[], requests_per_round=1, **sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        running.write(running.run(scenario), Path(folder, "out"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+print(peak(rounds=8, replications=2), peak(**json.loads(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is Linux's")
+@pytest.mark.parametrize(("rounds", "replications"), [(3, 3000), (8000, 8)])
+def test_memory_is_known_to_a_factor_of_two(rounds, replications):
+    sizes = json.dumps({"rounds": rounds, "replications": replications})
+    command = [sys.executable, "-c", MEASURE, sizes]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    small, large = map(int, done.stdout.split())
+    people = replications * 8  # advertisers of the synthetic market
+    least = max(people * rounds * PER_RECORD, people * PER_GAIN)
+    assert least <= large - small <= 2 * least
