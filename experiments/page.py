@@ -202,7 +202,7 @@ def check_folder(folder: Path, subject: Subject) -> None:
             there = _contents(folder) if folder.exists() and any(folder.iterdir()) else []
     except OSError as error:
         raise BadInput(
-            f"--out {folder}: cannot be written ({error.strerror}); choose another folder"
+            f"{folder}: cannot be written ({error.strerror}); give another folder by --out"
         ) from None
     if not there:
         return
@@ -211,13 +211,13 @@ def check_folder(folder: Path, subject: Subject) -> None:
         earlier.get(key) != value for key, value in subject.identity.items()
     ):
         kind = earlier.get("kind", "result")
-        raise BadInput(f"--out {folder} holds another {kind}; choose another folder")
+        raise BadInput(f"{folder}: holds another {kind}; give another folder by --out")
     own = set(earlier["files"]) if earlier is not None else set()
     foreign = [name for name in there if name not in own]
     if foreign:
         raise BadInput(
-            f"--out {folder} holds {foreign[0]}, which is no part of this {subject.kind}; "
-            "choose another folder"
+            f"{folder}: holds {foreign[0]}, which is no part of this {subject.kind}; "
+            "give another folder by --out"
         )
 
 

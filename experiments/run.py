@@ -212,12 +212,13 @@ def check_folder(scenario: Scenario, seed: int, folder: Path) -> None:
                 there += [f"figures/{path.name}" for path in (folder / "figures").iterdir()]
     except OSError as error:
         raise BadInput(
-            f"--out {folder}: cannot be written ({error.strerror}); choose another folder"
+            f"{folder}: cannot be written ({error.strerror}); give another folder by --out"
         ) from None
     foreign = set(there) - set(CONTENTS)
     if foreign:
         raise BadInput(
-            f"--out {folder} holds {min(foreign)}, which is no part of a run; choose another folder"
+            f"{folder}: holds {min(foreign)}, which is no part of a run; give another folder "
+            "by --out"
         )
     try:
         same = not there or (
@@ -227,7 +228,7 @@ def check_folder(scenario: Scenario, seed: int, folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if not same:
-        raise BadInput(f"--out {folder} holds another run; choose another folder")
+        raise BadInput(f"{folder}: holds another run; give another folder by --out")
 
 
 def provenance(finished: Run) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 import warnings
+from pathlib import Path
 
 # Threads that spin while they wait make two programs on the same cores slow each other down many
 # times over; sleeping costs a tenth where there is only one. Read when torch is first imported.
@@ -57,7 +59,14 @@ def main() -> None:
             raise
         first = (str(error).splitlines() or [""])[0]
         say(
-            f"admarket: the run failed, {type(error).__name__}: {first} "
+            f"admarket: the run failed at {_place(error)}, {type(error).__name__}: {first} "
             "(set ADMARKET_DEBUG=1 for the trace)"
         )
         sys.exit(1)
+
+
+def _place(error: Exception) -> str:
+    """File and line of the last call in code that is no installed library's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}"

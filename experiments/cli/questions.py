@@ -88,11 +88,21 @@ def compare(
             "finished runs, to put side by side.",
         ),
     ] = None,
-    mechanism: MechanismOption = None,
-    share: Annotated[
-        list[float] | None, typer.Option(help="A share of value maximizers, repeatable.")
+    mechanism: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A mechanism, repeatable; default mosaic, llm-auction-ideal, segment and the slot "
+            "auctions, with the scenario's parameters where it has them."
+        ),
     ] = None,
-    learner: Annotated[list[str] | None, typer.Option(help="A learner, repeatable.")] = None,
+    share: Annotated[
+        list[float] | None,
+        typer.Option(help="A share of value maximizers, repeatable; default 0 to 1 by 0.25."),
+    ] = None,
+    learner: Annotated[
+        list[str] | None,
+        typer.Option(help="A learner for all, repeatable; default hedge and gradient."),
+    ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Populations drawn per cell.")] = 8,
     rounds: Annotated[int, typer.Option(min=4, help="Rounds of learning.")] = 2000,
     starts: Annotated[int, typer.Option(min=1, help="Starting points of each.")] = 2,

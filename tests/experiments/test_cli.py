@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import yaml
 
+from agents.learners import LEARNERS
 from experiments import run as running
 from experiments import tracking
 from experiments.cli import main
@@ -98,7 +99,7 @@ def test_another_run_in_the_folder_is_refused_and_left_alone(
     before = (out / "rounds.parquet").read_bytes()
     code, _, err = admarket(monkeypatch, capsys, "run", scenario, "--out", out, "--seed", 1)
     assert code == 2
-    assert "choose another folder" in err
+    assert "give another folder by --out" in err
     assert (out / "rounds.parquet").read_bytes() == before
 
 
@@ -119,8 +120,8 @@ def test_a_folder_with_a_foreign_file_is_refused_and_left_alone(
     assert code == 2
     assert not printed
     assert err.strip().splitlines() == [
-        f"admarket: --out {out} holds {foreign.removesuffix('/a.png')}, which is no part of a run; "
-        "choose another folder"
+        f"admarket: {out}: holds {foreign.removesuffix('/a.png')}, which is no part of a run; "
+        "give another folder by --out"
     ]
     assert {path: path.is_file() and path.read_bytes() for path in out.rglob("*")} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results", "small.yaml"]
@@ -348,3 +349,15 @@ def test_no_command_waits_for_torch_before_it_needs_it():
     code = "import sys, experiments.cli; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
+
+
+def test_a_failure_says_where_it_was(monkeypatch, capsys, scenario):
+    def broken(self):
+        raise NameError("name 'clickz' is not defined")
+
+    monkeypatch.setattr(LEARNERS["pacing"], "bids", broken)
+    line = broken.__code__.co_firstlineno + 1
+    code, printed, err = admarket(monkeypatch, capsys, "run", scenario)
+    assert code == 1 and not printed
+    where = f"admarket: the run failed at test_cli.py:{line}, NameError: name 'clickz'"
+    assert err.splitlines()[-1].startswith(where)
