@@ -117,7 +117,7 @@ def _write(folder: Path, subject: Subject, found: Mapping[str, Finding], learner
         subject,
         title=f"Equilibria of {subject.scenario.name}, {learner}, seed {subject.seed}",
         label=replies_label(pool.manifest),
-        verdicts=Verdicts(("mechanism", "evidence", ""), list(verdicts(found)), NOTE),
+        verdicts=Verdicts(("mechanism", "in short", "evidence", ""), list(verdicts(found)), NOTE),
         figures=dict(figures.drawn(**parts)),
         shown=[_table(name, written["advertisers"], reports[name]) for name in found],
         tables=written,

@@ -43,21 +43,31 @@ def verdicts(found: Mapping[str, Finding]) -> Iterator[Verdict]:
         report = each.report
         met = report.exploitability <= EXPLOITABILITY
         yield Verdict(
-            (f"{name}: learners", "; ".join(_learners(each, met))),
+            (
+                f"{name}: learners",
+                _where_learners_end(report, met),
+                "; ".join(_learners(each, met)),
+            ),
             report.status,
             "good" if met and report.status == "converged" else "open" if met else "bad",
         )
         yield _existence(name, each)
 
 
-def _learners(each: Finding, met: bool) -> Iterator[str]:
-    """What is said of where learners end."""
-    report = each.report
-    yield (
-        f"exploitability of {PLAYED[report.profile]}, median over starts at most "
-        f"{100 * EXPLOITABILITY:g} %: {'met' if met else 'not met'}, "
-        f"{_percent(report.exploitability)} of the value that all attain"
+def _where_learners_end(report: EquilibriumReport, met: bool) -> str:
+    """In a sentence: what is left to gain, against the target, and how many starts rest."""
+    counts = ", ".join(f"{k} {status}" for status, k in report.counts.items() if k)
+    return (
+        f"At {PLAYED[report.profile]} all advertisers together could gain "
+        f"{_percent(report.exploitability)} of the value that they attain (target at most "
+        f"{100 * EXPLOITABILITY:g} %: {'met' if met else 'not met'}). Of {len(report.diagnoses)} "
+        f"starts {counts}."
     )
+
+
+def _learners(each: Finding, met: bool) -> Iterator[str]:
+    """The evidence."""
+    report = each.report
     if len(report.judged) > 1:
         best, worst = _percent(report.judged.min()), _percent(report.judged.max())
         yield f"best start {best}, worst {worst}"
@@ -65,15 +75,13 @@ def _learners(each: Finding, met: bool) -> Iterator[str]:
     yield f"greatest relative loss of an advertiser {_loss(report)}"
     if report.profile == "mixture":
         _, low, high = report.mixture.exploitability
-        yield f"the start in the middle [{number(100 * low)}, {number(100 * high)}] %"
+        yield f"over rivals' bids sampled [{number(100 * low)}, {number(100 * high)}] %"
     others = (kind for kind in PROFILES if kind != report.profile)
     yield ", ".join(
         f"{PLAYED[kind]} {_range(report.ends[PROFILES.index(kind)])}" for kind in others
     )
     yield f"CCE gap {_range(report.cce_gap)}"
-    counts = ", ".join(f"{k} {status}" for status, k in report.counts.items() if k)
-    shown = report.diagnoses[report.start]
-    yield f"of {len(report.diagnoses)} starts {counts} (in the middle: {shown.evidence})"
+    yield f"the start in the middle: {report.diagnoses[report.start].evidence}"
     if met and report.status != "converged":
         yield "most starts do not come to rest, or not there, yet together little is to be gained"
     if each.plateau.any():
@@ -88,6 +96,9 @@ def _existence(name: str, each: Finding) -> Verdict:
     independent, ends = each.independent, sinks(each.roles.graph())
     left = _percent(each.independent_exploitability)
     turns = f"{independent.sweeps} sweeps"
+    fixed = each.report.ends[:2].min()
+    least = min(each.independent_exploitability, fixed)
+    short = f"The least exploitable fixed bids found leave {_percent(least)} to gain."
     if independent.converged:
         tested = f"iterated best response settles after {turns}, exploitability {left}"
     else:
@@ -96,7 +107,6 @@ def _existence(name: str, each: Finding) -> Verdict:
             f"moved a bid by {_percent(independent.moved)} of truthful, for a gain of "
             f"{_percent(independent.gained)}"
         )
-    fixed = each.report.ends[:2].min()
     learned = f"learners' best fixed bids {_percent(fixed)}"
     sizes = [len(nodes) for nodes in ends]
     kept = len(each.roles.equilibria)
@@ -113,9 +123,9 @@ def _existence(name: str, each: Finding) -> Verdict:
         pure = sum(nash.pure for nash in each.nash)
         counted = _equilibria(len(each.nash), "Nash")
         rivals = f"; closest rivals: {counted} of their strategies, {pure} pure"
-    exists = min(each.independent_exploitability, fixed) <= EXPLOITABILITY
+    exists = least <= EXPLOITABILITY
     return Verdict(
-        (f"{name}: equilibrium in fixed bids", f"{tested}; {learned}; {graph}{rivals}"),
+        (f"{name}: equilibrium in fixed bids", short, f"{tested}; {learned}; {graph}{rivals}"),
         f"found, to {100 * EXPLOITABILITY:g} %" if exists else "none found",
         "good" if exists else "open",
     )
