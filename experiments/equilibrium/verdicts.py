@@ -58,7 +58,7 @@ def _where_learners_end(report: EquilibriumReport, met: bool) -> str:
     """In a sentence: what is left to gain, against the target, and how many starts rest."""
     counts = ", ".join(f"{k} {status}" for status, k in report.counts.items() if k)
     return (
-        f"At {PLAYED[report.profile]} all advertisers together could gain "
+        f"At {PLAYED[report.profile]}, in the median start, all advertisers together could gain "
         f"{_percent(report.exploitability)} of the value that they attain (target at most "
         f"{100 * EXPLOITABILITY:g} %: {'met' if met else 'not met'}). Of {len(report.diagnoses)} "
         f"starts {counts}."
@@ -75,7 +75,8 @@ def _learners(each: Finding, met: bool) -> Iterator[str]:
     yield f"greatest relative loss of an advertiser {_loss(report)}"
     if report.profile == "mixture":
         _, low, high = report.mixture.exploitability
-        yield f"over rivals' bids sampled [{number(100 * low)}, {number(100 * high)}] %"
+        interval = f"[{number(100 * low)}, {number(100 * high)}] %"
+        yield f"the start in the middle, over rivals' bids sampled, {interval}"
     others = (kind for kind in PROFILES if kind != report.profile)
     yield ", ".join(
         f"{PLAYED[kind]} {_range(report.ends[PROFILES.index(kind)])}" for kind in others
