@@ -27,6 +27,7 @@ print(peak(rounds=8, replications=2), peak(**json.loads(sys.argv[1])))
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc/self/status")
+# large enough for what any run takes, figures above all, not to count
 @pytest.mark.parametrize(("rounds", "replications"), [(3, 12_000), (8000, 8)])
 def test_memory_is_known_to_a_factor_of_two(rounds, replications):
     sizes = json.dumps({"rounds": rounds, "replications": replications})
