@@ -251,9 +251,22 @@ def provenance(finished: Run) -> dict[str, Any]:
             if (pool := finished.pools.get(arm.name)) is not None
             and (found := make_mechanism(arm.name, **arm.parameters).estimates(pool))
         },
+        "budget_spent": budget_spent(finished),
         "pool": {k: v for k, v in manifest.items() if k not in ("content_hash", "schema")},
         "pools": _traded(finished),
         **where(),
+    }
+
+
+def budget_spent(finished: Run) -> dict[str, float]:
+    """By mechanism, the greatest share of its budget that any advertiser spent in a replication."""
+    budgets = np.array([each.budget or np.inf for each in finished.scenario.advertisers])
+    frame = finished.result.advertisers
+    last = frame.filter(pl.col("round") == frame["round"].max()).sort("advertiser")
+    return {
+        name: float((ours["spend"].to_numpy() / budgets[ours["advertiser"].to_numpy()]).max())
+        for (name,), ours in last.group_by("mechanism", maintain_order=True)
+        if np.isfinite(budgets).any()
     }
 
 

@@ -158,7 +158,7 @@ def figures(sides: Sequence[Side]) -> dict[str, tuple[Any, str]]:
         "bids": (plots.bid_trajectories(advertisers, best), bids_seen(summary)),
         "market": (plots.market_over_rounds(rounds), market_seen(summary)),
     }
-    budgets = {"bids": f" {NO_BUDGETS}" if any(side.run.has_budgets for side in sides) else ""}
+    budgets = {"bids": f" {NO_BUDGETS}" if any(side.run.budgets_bind for side in sides) else ""}
     return {
         name: (figure, f"{plots.CAPTIONS[name]}{budgets.get(name, '')} {seen}")
         for name, (figure, seen) in drawn.items()

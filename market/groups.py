@@ -32,7 +32,13 @@ class Group:
         Raises:
             BadInput: the learner bids what is no bid.
         """
-        found = self.learner.bids()
+        found = np.asarray(self.learner.bids())
+        shape = (self.learner.replications, len(self.index))
+        if found.shape != shape:
+            raise BadInput(
+                f"learner {self.learner.name} gives bids of shape {found.shape}; give {shape}: "
+                "replications x advertisers"
+            )
         fine = np.isfinite(found) & (found >= 0)
         if not fine.all():
             r, k = (int(part[0]) for part in np.nonzero(~fine))

@@ -204,7 +204,10 @@ class RegularisedLeader(Mixture):
 
 @njit(cache=True, nogil=True)
 def _draw(weights: Floats, support: Floats, u: Floats, drawn: Ints) -> Floats:
-    """(R, N) bids of `support` (N, G) drawn by `weights` (R, N, G); their numbers into `drawn`."""
+    """(R, N) bids of `support` (N, G) drawn by `weights` (R, N, G); their numbers into `drawn`.
+
+    NaN where the weights are.
+    """
     R, N, G = weights.shape
     bids = np.empty((R, N))
     for r in range(R):
@@ -215,7 +218,7 @@ def _draw(weights: Floats, support: Floats, u: Floats, drawn: Ints) -> Floats:
                 left -= weights[r, i, g]
                 g += 1
             drawn[r, i] = g
-            bids[r, i] = support[i, g]
+            bids[r, i] = np.nan if np.isnan(weights[r, i, g]) else support[i, g]
     return bids
 
 

@@ -27,7 +27,7 @@ KINDS = {
 
 def caption(run: Records, name: str) -> str:
     """What the figure shows, with units and intervals, and what one sees in it."""
-    besides = NO_BUDGETS if name == "bids" and run.has_budgets else ""
+    besides = NO_BUDGETS if name == "bids" and run.budgets_bind else ""
     return " ".join(filter(None, (CAPTIONS[name], besides, seen(run, name))))
 
 

@@ -41,6 +41,8 @@ BEST = {
     **dict.fromkeys(("mechanism", "objective", "note"), False),
     **dict.fromkeys(("advertiser", "bid_over_value", "bid_over_target"), True),
 }
+SPENT = 0.95
+"""Share of a budget that is near its end: from there on it may have changed bids or charges."""
 GAINS = {
     "mechanism": False,
     **dict.fromkeys(("replication", "advertiser", "value", "gain", "owed"), True),
@@ -254,6 +256,16 @@ class Records:
     def has_budgets(self) -> bool:
         """Whether some advertisers have one."""
         return any(group.get("budget") for group in self.groups)
+
+    def budget_binds(self, label: str) -> bool:
+        """Whether some advertiser came near the end of its budget in some replication."""
+        spent = self.manifest.get("budget_spent") or {}
+        return self.has_budgets and spent.get(label, 1.0) >= SPENT
+
+    @property
+    def budgets_bind(self) -> bool:
+        """Whether some did under any mechanism."""
+        return any(self.budget_binds(label) for label in self.labels)
 
     def relabelled(self, names: Mapping[str, str]) -> Records:
         """The same with its mechanisms called otherwise, to stand beside other runs."""

@@ -85,7 +85,7 @@ def rows(run: Records) -> Iterator[Row]:
     yield from _row("movement", (run.movement[label] for label in parts))
     yield from _row("swing", (run.swing[label] for label in parts))
     for name, found in (("exploitability", run.exploitability), ("regret", run.regret)):
-        besides = ["budgets left out"] * run.has_budgets
+        besides = ["budgets left out"] * run.budgets_bind
         if any(each["infinite"] for each in found.values()):
             besides.append("without replications in which none is")
         yield from _row(

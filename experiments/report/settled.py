@@ -2,12 +2,12 @@
 
 Bids that rest (from the third quarter to the last, and within it) are judged as fixed bids: by what
 better ones would bring at the means. Where little can be gained there though bids move, they drift
-over a plateau. Bids that learners draw at random do not rest, though their
-means may; what was played is then judged, round for round, by what one bid in all rounds would have
+over a plateau. Where means rest but bids swing from round to round, as they do when they are drawn
+at random, what was played is judged, round for round, by what one bid in all rounds would have
 brought each advertiser: little for all is a coarse correlated equilibrium. That is less than Nash's
 and what learners without regret tend to under any mechanism; it tells that they have learnt.
 
-Both are `experiments.learned`, which knows of no budgets: with budgets there is no answer.
+Both are `experiments.learned`, which knows of no budgets: where one binds, there is no answer.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from typing import Any
 
 import polars as pl
 
-from agents.learners.base import Learner
-from agents.learners.registry import LEARNERS
 from experiments.equilibrium.diagnosis import EXPLOITABILITY, MOVEMENT
 from experiments.report.records import Records
 from experiments.report.wording import listed, percent, told_percent
@@ -30,30 +28,32 @@ ANSWERS = {
     "at most {limit}, as far as a search finds. But bids are still moving ({moved}).",
     "moving": "No under {who}: bids are still moving ({moved}), and at mean bids all advertisers "
     "together could gain {gain}.",
-    "swinging": "No under {who}: bids do not come to rest ({swung}); at mean bids all advertisers "
-    "together could gain {gain}.",
-    "drawn": "A coarse correlated equilibrium under {who}, which is weaker than Nash's and what "
-    "learners without regret tend to: mean bids rest, and each round's are drawn at random. Had "
-    "each advertiser, alone, bid the same in all rounds, the best such bids that a search finds "
-    "would have gained {regret}: at most {limit} ({most}). At mean bids all together could gain "
-    "{gain}.",
-    "regretted": "No under {who}: mean bids rest, and each round's are drawn at random, but had "
-    "each advertiser, alone, bid the same in all rounds, the best such bids would have gained "
-    "{regret}, more than {limit} ({most}).",
-    "unsure": "Not to be told under {who}: mean bids rest, and each round's are drawn at random; "
-    "had each advertiser, alone, bid the same in all rounds, the best such bids would have gained "
-    "{regret}, an interval that holds the limit of {limit}.",
+    "played": "A coarse correlated equilibrium under {who}, which is weaker than Nash's and what "
+    "learners without regret tend to: mean bids rest, and bids swing about them from round to "
+    "round. Had each advertiser, alone, bid the same in all rounds, the best such bids that a "
+    "search finds would have gained {regret}: at most {limit} ({most}). At mean bids all together "
+    "could gain {gain}.",
+    "regretted": "No under {who}: mean bids rest, but bids swing about them from round to round "
+    "({swung}), and had each advertiser, alone, bid the same in all rounds, the best such bids "
+    "would have gained {regret}, more than {limit} ({most}).",
+    "unsure": "Not to be told under {who}: mean bids rest, and bids swing about them from round to "
+    "round; had each advertiser, alone, bid the same in all rounds, the best such bids would have "
+    "gained {regret}, an interval on both sides of the limit of {limit}.",
     "resting": "No under {who}: bids have come to rest, but by other fixed bids all advertisers "
     "together could gain {gain}, more than {limit}.",
-    "gaining": "No under {who}: at mean bids all advertisers together could gain {gain}, more than "
-    "{limit}; whether bids have come to rest is not to be told ({moved}; {swung}).",
+    "gaining": "No under {who}, whether bids rest or not: at mean bids all advertisers together "
+    "could gain {gain}, and by one bid each in all rounds they would have gained {regret}, both "
+    "more than {limit}.",
     "infinite": "No under {who}: nobody attains any value, though by other bids somebody could, in "
     "{lost}; in the others all advertisers together could gain {gain} at mean bids.",
     "open": "Not to be told under {who}: {moved}, and {swung} (at rest: at most {rest}); at mean "
-    "bids all advertisers together could gain {gain} (in equilibrium: at most {limit}). One of "
-    "these intervals holds its limit or is lacking.",
-    "budgets": "Not to be told under {who}: some advertisers have budgets, and what other bids "
-    "would gain is known for markets without.",
+    "bids all advertisers together could gain {gain}, and by one bid each in all rounds they would "
+    "have gained {regret} (in equilibrium: at most {limit}). Some of these intervals lie on both "
+    "sides of their limits.",
+    "single": "Not to be told from a single replication under {who}: {moved}, and {swung}; at mean "
+    "bids all advertisers together could gain {gain}.",
+    "budgets": "Not to be told under {who}: a budget was spent, and what other bids would gain is "
+    "computed for markets without budgets only.",
     "short": "Not to be told under {who} from fewer than 4 rounds; at mean bids all "
     "advertisers together could gain {gain}.",
     "nothing": "Nobody attains any value under {who}.",
@@ -92,46 +92,29 @@ def settled(run: Records) -> str:
 def answer(run: Records, label: str) -> str:
     """Which of `ANSWERS` is true of a mechanism."""
     moved, gain, regret = run.movement[label], run.exploitability[label], run.regret[label]
-    if gain["mean"] is None:
+    if gain["mean"] is None or (regret["mean"] is None and not regret["infinite"]):
         return "nothing"
-    if run.has_budgets:
+    if run.budget_binds(label):
         return "budgets"
-    if gain["infinite"]:
+    if gain["infinite"] or regret["infinite"]:
         return "infinite"
     if moved["mean"] is None:
         return "short"
-    still, equilibrium = _within(moved, MOVEMENT), _within(gain, EXPLOITABILITY)
+    if run.replications == 1:
+        return "single"
+    fixed, played = _within(gain, EXPLOITABILITY), _within(regret, EXPLOITABILITY)
+    still, steady = _within(moved, MOVEMENT), _within(run.swing[label], MOVEMENT)
     if still is False:
-        return "drifting" if equilibrium else "moving"
-    # means over a quarter hide what goes on within it
-    steady = _within(run.swing[label], MOVEMENT)
-    if steady is False:
-        if not _draw(run):
-            return "swinging"
-        if not still:
-            return "open"
-        if regret["infinite"]:
-            return "infinite"
-        return {True: "drawn", False: "regretted", None: "unsure"}[_within(regret, EXPLOITABILITY)]
-    if still and steady and equilibrium:
-        return "yes"
-    if equilibrium is False:
-        return "resting" if still and steady else "gaining"
-    return "open"
+        return "drifting" if fixed else "moving"
+    if still and steady:
+        return {True: "yes", False: "resting", None: "open"}[fixed]
+    if still and steady is False:  # means over a quarter hide what goes on within it
+        return {True: "played", False: "regretted", None: "unsure"}[played]
+    return "gaining" if fixed is False and played is False else "open"
 
 
 def _limit(share: float) -> str:
     return f"{100 * share:g}\u00a0%"
-
-
-def _draw(run: Records) -> bool:
-    """Whether some learners draw their bids at random."""
-    learners = [group.get("learner") for group in run.groups]
-    names = [each["name"] for each in learners if isinstance(each, Mapping) and "name" in each]
-    # those that draw give a strategy of their own
-    return any(
-        LEARNERS[name].strategy is not Learner.strategy for name in names if name in LEARNERS
-    )
 
 
 def _most(run: Records, who: Sequence[str]) -> str:

@@ -175,7 +175,7 @@ def warnings(run: Records) -> Iterator[str]:
             "Replies were written anew in every round; best responses, gains and regret are of the "
             "recording beside."
         )
-    if run.has_budgets:
+    if run.budgets_bind:
         yield (
             "Best responses, gains and regret leave budgets out; so do expected payments, hence "
             "what advertisers are said to pay of their value, while revenue is what budgets "
