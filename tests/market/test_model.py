@@ -262,6 +262,17 @@ def test_a_learner_that_bids_nonsense_is_named(bid, monkeypatch):
         model.step()
 
 
+def test_a_learner_that_loses_its_mixture_or_its_shape_is_named(monkeypatch):
+    model = MarketModel(make_scenario(learners=("hedge",)), 0)
+    learner = model.groups[0].learner
+    learner.state["weights"][1, 2] = np.nan
+    with pytest.raises(BadInput, match="round 0: learner hedge bids nan for advertiser 2"):
+        model.step()
+    monkeypatch.setattr(learner, "bids", lambda: np.ones((1, 2)))
+    with pytest.raises(BadInput, match=r"learner hedge gives bids of shape \(1, 2\); give"):
+        model.step()
+
+
 @pytest.mark.parametrize("mechanism", ["mosaic", "gsp"])
 @pytest.mark.parametrize(("at", "budget"), [(0, None), (13, None), (30, None), (1, 1.5)])
 def test_charges_lost_between_platform_and_advertisers_stop_the_run(
