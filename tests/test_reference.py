@@ -1,6 +1,7 @@
 """The site: reference pages are in step with the program, equations need no network to be seen."""
 
 import importlib.util
+import logging
 import re
 import typing
 from dataclasses import fields
@@ -105,8 +106,11 @@ def test_the_site_builds_without_warnings_and_fetches_nothing(tmp_path, caplog, 
 
     monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
     monkeypatch.chdir(ROOT)
+    caplog.set_level(logging.INFO, logger="mkdocs")
     build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True))
-    assert not [each for each in caplog.records if each.levelname == "WARNING"]
+    # its own: what else the process has to do, such as collecting a notebook's kernel, may warn too
+    ours = [each for each in caplog.records if each.name.startswith("mkdocs")]
+    assert ours and not [each for each in ours if each.levelno >= logging.WARNING]
     pages = sorted(tmp_path.rglob("*.html"))
     assert len(pages) >= 20
     for page in pages:
