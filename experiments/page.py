@@ -17,20 +17,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import jinja2
 import numpy as np
 import polars as pl
 
 from experiments import plots
 from experiments.folders import put_back, swap
 from experiments.report import number
+from experiments.templating import template
 from market.scenario import Scenario
 from mechanisms.errors import BadInput
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TEMPLATES = Path(__file__).parent / "templates"
 Kind = Literal["reproduction", "audit", "equilibrium", "comparison", "comparison of runs"]
 Tone = Literal["good", "bad", "open", "plain"]
 """How a verdict looks: it holds, it fails, nobody knows yet, or nothing is judged."""
@@ -266,14 +265,7 @@ def _lines(table: Table) -> dict[str, Any]:
 
 
 def _render(**content: Any) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(**content)
+    return template("page.html").render(**content)
 
 
 def _write_json(path: Path, content: Any) -> None:

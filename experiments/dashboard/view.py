@@ -12,10 +12,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import polars as pl
 
 from experiments import plots
@@ -24,11 +22,11 @@ from experiments.report import number, replies_label
 from experiments.report.records import Records
 from experiments.report.wording import bracket
 from experiments.samples import SampleReply
+from experiments.templating import TEMPLATES, template
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
 NARROWER = 0.82
 """Width of a picture to that of the report's: it stands beside replies, and words stay readable."""
 _DRAWING = threading.Lock()  # the style is matplotlib's, hence the whole process's
@@ -151,12 +149,4 @@ def _render(macro: str, **given: Any) -> str:
 
 @cache
 def _macros() -> Any:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    return environment.get_template("dashboard.html").module
+    return template("dashboard.html", number=number).module

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from experiments import plots
 from experiments.equilibrium.diagnosis import EXPLOITABILITY, MOVEMENT
 from experiments.measures import MEASURES
@@ -35,9 +33,9 @@ from experiments.report.wording import (
     percent,
     replies_label,
 )
+from experiments.templating import template
 from mechanisms.errors import BadInput
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
 EARLIER = "report-earlier.html"
 """Where a page is kept that tells more than the folder's other files do."""
 
@@ -106,15 +104,7 @@ def _drawn(run: Records) -> dict[str, Any]:
 
 
 def _page(run: Records, figures: dict[str, Path]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "bracket": bracket}
-    return environment.get_template("report.html").render(
+    return template("report.html", number=number, bracket=bracket).render(
         title=run.title,
         replies_label=source(run),
         scale=scale(run),
